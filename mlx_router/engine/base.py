@@ -1,0 +1,149 @@
+"""The contract between the runtime and an engine.
+
+An engine knows token ids only; text is made outside it by the model's :class:`TextCodec`. Every
+method of an :class:`Engine` is called on one thread, the model's own, from load to close. A codec
+is used on any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mlx_router.domain import ChatPrompt, FinishReason, ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Sampling of one sequence, every value decided. ``temperature`` 0 is greedy; ``top_k`` 0,
+    ``top_p`` 1 and ``min_p`` 0 switch those filters off; penalties 0 (repetition: 1) likewise."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One sequence to generate. ``prompt`` holds at least one id, all below the vocabulary size
+    (checked before: MLX does not check, and an id out of range corrupts memory)."""
+
+    id: int
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: Sampling
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One new token of a job, or, with ``token`` None, the job's failure (``error``).
+
+    ``finish`` STOP means that ``token`` is an end-of-sequence token, which is not part of the
+    text. ``prefilled`` on the first token says how many prompt tokens were computed, not reused.
+    """
+
+    job_id: int
+    token: int | None
+    finish: FinishReason | None = None
+    logprob: float | None = None
+    top_logprobs: Sequence[tuple[int, float]] = ()
+    cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What an engine knows after loading. ``memory_bytes`` is what the load added."""
+
+    vocab_size: int
+    memory_bytes: int
+    batches: bool = True
+
+
+class Engine(Protocol):
+    """A model that can generate. One thread makes all calls; none of them may block for input."""
+
+    def load(self) -> LoadedModel:
+        """Load the weights; raises ModelLoadFailed or ModelCorrupt."""
+
+    def warm_up(self, tokens: int) -> None:
+        """Generate a few tokens, so that the first answer is not slow."""
+
+    def add(self, job: Job) -> None:
+        """Queue a job. Its tokens come from later steps."""
+
+    def abort(self, job_id: int) -> None:
+        """Drop a job before the next step; unknown ids are ignored."""
+
+    def step(self) -> list[StepResult]:
+        """One decoding step for all jobs, and at most one slice of prefill. Never raises for the
+        fault of one job: that job's result carries ``error``."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+
+    def memory_bytes(self) -> int:
+        """Bytes held now: weights and caches."""
+
+    def close(self) -> None:
+        """Give all memory back. The engine is of no use afterwards."""
+
+
+class Detokenizer(Protocol):
+    """Token ids to text, incrementally; a fresh one for each sequence."""
+
+    def add(self, token: int) -> str:
+        """The text that has become certain with this token; may be empty."""
+
+    def finish(self) -> str:
+        """What was held back; an incomplete character is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputMarkers:
+    """How a model's text marks what is not content. None: the model has no such thing.
+
+    ``tool_format`` names a family of :mod:`mlx_router.parsing` (``hermes``, …).
+    """
+
+    think_start: str | None = None
+    think_end: str | None = None
+    tool_format: str | None = None
+
+
+class TextCodec(Protocol):
+    """Text to ids and back for one model; safe to use from several threads at once."""
+
+    markers: OutputMarkers
+    generation_defaults: Mapping[str, Any]
+
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        """Render with the model's chat template and tokenise. Raises InvalidRequest."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def detokenizer(self) -> Detokenizer: ...
+
+    def starts_in_reasoning(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether the prompt ends inside an open thinking block."""
+
+
+class EngineFactory(Protocol):
+    """How the runtime gets an engine and a codec for a model; the two may load side by side."""
+
+    def engine(self, card: ModelCard) -> Engine: ...
+
+    def codec(self, card: ModelCard) -> TextCodec:
+        """Blocks while it reads files: call it on a CPU thread."""
