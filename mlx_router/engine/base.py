@@ -33,14 +33,15 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class Job:
     """One sequence to generate. ``prompt`` holds at least one id, all below the vocabulary size
-    (checked before: MLX does not check, and an id out of range corrupts memory)."""
+    (checked before: MLX does not check, and an id out of range corrupts memory). A token of
+    ``stop_ids`` ends it; they are the codec's ``eos_ids``, or none."""
 
     id: int
     prompt: Sequence[int]
     max_tokens: int
     sampling: Sampling
     logprobs: int | None = None
-    ignore_eos: bool = False
+    stop_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class StepResult:
     """One new token of a job, or, with ``token`` None, the job's failure (``error``).
 
     ``finish`` STOP means that ``token`` is an end-of-sequence token, which is not part of the
-    text. ``prefilled`` on the first token says how many prompt tokens were computed, not reused.
+    text. ``cached_tokens`` on the first token: prompt tokens reused, not computed.
     """
 
     job_id: int
@@ -125,6 +126,7 @@ class TextCodec(Protocol):
     """Text to ids and back for one model; safe to use from several threads at once."""
 
     markers: OutputMarkers
+    eos_ids: frozenset[int]
     generation_defaults: Mapping[str, Any]
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:

@@ -1,0 +1,1 @@
+"""From a request to events: models in memory, leases on them, answers."""

@@ -1,0 +1,167 @@
+"""Text to token ids and back for a model of mlx-lm, on any thread."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlx_router.domain import ChatPrompt, ModelCard
+from mlx_router.engine import device
+from mlx_router.engine.base import OutputMarkers
+from mlx_router.errors import InvalidRequest, ModelCorrupt
+from mlx_router.prompt.builtin import named_template
+from mlx_router.prompt.messages import template_messages, template_tools
+from mlx_router.prompt.template import ChatTemplate
+
+log = logging.getLogger(__name__)
+
+# mlx-lm's name for a tool-call format -> the family of mlx_router.parsing that reads it.
+_TOOL_FORMATS = {"json_tools": "hermes"}
+
+_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class MLXCodec:
+    """Implements :class:`mlx_router.engine.base.TextCodec` with the model's own tokenizer.
+
+    ``template``: the name of a built-in chat template to use in place of the model's own.
+    Construction reads the tokenizer's files (a second for a large one); raises ModelCorrupt.
+    """
+
+    def __init__(
+        self, card: ModelCard, *, template: str | None = None, trust_remote_code: bool = False
+    ) -> None:
+        device.prepare()
+        from mlx_lm.utils import load_config, load_tokenizer
+
+        try:
+            config = load_config(card.path)
+            self._tokenizer = load_tokenizer(
+                card.path,
+                {"trust_remote_code": trust_remote_code},
+                eos_token_ids=config.get("eos_token_id"),
+            )
+        except Exception as error:
+            log.exception("the tokenizer of %s could not be loaded", card.id)
+            raise ModelCorrupt(
+                f"The tokenizer of {card.id} could not be loaded ({type(error).__name__}). "
+                "Download the model again, or look at the log."
+            ) from None
+        self._model_id = card.id
+        self._templates = self._load_templates(template)
+        self.eos_ids: frozenset[int] = frozenset(self._tokenizer.eos_token_ids)
+        self.markers = OutputMarkers(
+            think_start=self._tokenizer.think_start,
+            think_end=self._tokenizer.think_end,
+            tool_format=self._tool_format(),
+        )
+        self.generation_defaults: Mapping[str, Any] = _generation_defaults(card)
+
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        # A list of tools picks the template "tool_use" where a model has one.
+        use_tools = bool(prompt.tools) and prompt.tool_choice != "none"
+        template = self._templates.get("tool_use" if use_tools else "default")
+        template = template or self._templates.get("default")
+        kwargs = dict(prompt.template_kwargs)
+        if prompt.reasoning_effort is not None:
+            kwargs.setdefault("reasoning_effort", prompt.reasoning_effort)
+        messages = template_messages(prompt)
+        tools = template_tools(prompt.tools) if use_tools else None
+        if template is not None:
+            text = template.render(messages, tools, add_generation_prompt=True, **kwargs)
+        elif self._tokenizer.has_chat_template:  # a renderer in Python, from mlx-lm itself
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=True, tokenize=False, **kwargs
+            )
+        else:
+            raise InvalidRequest(
+                f"The model {self._model_id} has no chat template. Use /v1/completions, or set "
+                "chat_template for it in the config.",
+                param="messages",
+            )
+        return self.encode(text, add_special_tokens=False)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=add_special_tokens, verbose=False
+        )
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(token_ids))
+        return text
+
+    def detokenizer(self) -> MLXDetokenizer:
+        return MLXDetokenizer(self._tokenizer.detokenizer)
+
+    def starts_in_reasoning(self, prompt_ids: Sequence[int]) -> bool:
+        start = self.markers.think_start
+        # Templates that open the block for the model end with it, give or take a line break.
+        return start is not None and self.decode(prompt_ids[-8:]).rstrip().endswith(start)
+
+    def _load_templates(self, name: str | None) -> dict[str, ChatTemplate]:
+        tokens = {
+            key: str(value)
+            for key in ("bos_token", "eos_token", "unk_token", "pad_token")
+            if (value := getattr(self._tokenizer, key, None)) is not None
+        }
+        own = self._tokenizer.chat_template
+        sources: Mapping[str, str]
+        if name is not None:
+            sources = {"default": named_template(name)}
+        elif isinstance(own, str):
+            sources = {"default": own}
+        else:
+            sources = own or {}
+        return {key: ChatTemplate(text, special_tokens=tokens) for key, text in sources.items()}
+
+    def _tool_format(self) -> str | None:
+        name: str | None = self._tokenizer.init_kwargs.get("tool_parser_type")
+        return _TOOL_FORMATS.get(name, name) if name else None
+
+
+class MLXDetokenizer:
+    """mlx-lm's streaming detokenizer, made safe: it never raises and never shows half a character.
+
+    It gives the text that mlx_lm.generate gives for the same tokens.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def add(self, token: int) -> str:
+        inner = self._inner
+        try:
+            inner.add_token(token)
+            segment: str = inner.last_segment
+        except (IndexError, KeyError, TypeError, UnicodeError):
+            return ""  # an id in the padding of the vocabulary has no text
+        return segment
+
+    def finish(self) -> str:
+        try:
+            self._inner.finalize()
+            segment: str = self._inner.last_segment
+        except (IndexError, KeyError, TypeError, UnicodeError):
+            return ""
+        return segment.rstrip("\ufffd")
+
+
+def _generation_defaults(card: ModelCard) -> dict[str, Any]:
+    """Sampling as the model's makers advise it (generation_config.json)."""
+    try:
+        stated = json.loads((card.path / "generation_config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(stated, dict):
+        return {}
+    defaults = {
+        key: stated[key]
+        for key in _SAMPLING_KEYS
+        if isinstance(stated.get(key), int | float) and not isinstance(stated[key], bool)
+    }
+    if stated.get("do_sample") is False:
+        defaults["temperature"] = 0.0
+    return defaults

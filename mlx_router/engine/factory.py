@@ -1,0 +1,37 @@
+"""Engines and codecs for models on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlx_router.domain import ModelCard
+from mlx_router.engine.codec import MLXCodec
+from mlx_router.engine.text import TextEngine, TextEngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What the config says of one model. ``chat_template``: a built-in one in place of its own."""
+
+    text: TextEngineOptions
+    chat_template: str | None = None
+
+
+class MLXFactory:
+    """Implements :class:`mlx_router.engine.base.EngineFactory`; making an engine is cheap, all work
+    happens in its ``load``."""
+
+    def __init__(self, options: Callable[[ModelCard], ModelOptions]) -> None:
+        self._options = options
+
+    def engine(self, card: ModelCard) -> TextEngine:
+        return TextEngine(card, self._options(card).text)
+
+    def codec(self, card: ModelCard) -> MLXCodec:
+        options = self._options(card)
+        return MLXCodec(
+            card,
+            template=options.chat_template,
+            trust_remote_code=options.text.trust_remote_code,
+        )

@@ -1,0 +1,73 @@
+"""What drives a loaded model: sequences in, tokens out. Two implementations share this contract.
+
+:class:`~mlx_router.engine.batch.BatchRunner` decodes all sequences together;
+:class:`~mlx_router.engine.serial.SerialRunner` one after the other, for models that cannot batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_router.domain import FinishReason
+from mlx_router.engine.base import Job, StepResult
+
+
+@dataclass(slots=True)
+class LiveSequence:
+    """A job and how far it has come. After a failed step it goes on from ``tokens``."""
+
+    job: Job
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def context(self) -> list[int]:
+        """Prompt and generated ids: what must be in the KV cache to go on."""
+        return [*self.job.prompt, *self.tokens]
+
+    @property
+    def remaining(self) -> int:
+        return self.job.max_tokens - len(self.tokens)
+
+    def accept(self, token: int, logprobs: mx.array, finish: str | None) -> StepResult:
+        """Record a token; ``logprobs`` [V] are read only if the job asks for them."""
+        self.tokens.append(token)
+        chosen, top = _logprobs(logprobs, token, self.job.logprobs)
+        return StepResult(
+            job_id=self.job.id,
+            token=token,
+            finish=FinishReason(finish) if finish else None,
+            logprob=chosen,
+            top_logprobs=top,
+        )
+
+
+class Runner(Protocol):
+    """All calls come from the model's own thread."""
+
+    def insert(self, sequence: LiveSequence) -> None: ...
+
+    def remove(self, job_id: int) -> None:
+        """Drop a sequence before the next step; unknown ids are ignored."""
+
+    def step(self) -> list[StepResult]:
+        """One step. May raise; then the runner is of no further use but for close()."""
+
+    def close(self) -> None: ...
+
+
+def _logprobs(
+    row: mx.array, token: int, alternatives: int | None
+) -> tuple[float | None, Sequence[tuple[int, float]]]:
+    if alternatives is None:
+        return None, ()
+    values = np.array(row.astype(mx.float32))
+    if not alternatives:
+        return float(values[token]), ()
+    top = np.argpartition(-values, min(alternatives, values.size - 1))[:alternatives]
+    top = top[np.argsort(-values[top], kind="stable")]
+    return float(values[token]), [(int(i), float(values[i])) for i in top]

@@ -1,0 +1,208 @@
+"""The text engine: one model of mlx-lm, loaded, driven and freed on one thread."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_router.domain import ModelCard
+from mlx_router.engine import device
+from mlx_router.engine.base import Job, LoadedModel, Sampling, StepResult
+from mlx_router.engine.probe import check_batching
+from mlx_router.engine.runner import LiveSequence, Runner
+from mlx_router.errors import ModelCorrupt, ModelLoadFailed, RouterError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TextEngineOptions:
+    """How a model is loaded and driven. ``prefill_step_size`` is in tokens: all streams of a model
+    wait while one slice of a prompt is computed."""
+
+    prefill_step_size: int = 512
+    max_batch_size: int = 32
+    wired_limit: device.WiredLimit = "off"
+    adapter_path: Path | None = None
+    trust_remote_code: bool = False
+
+
+class TextEngine:
+    """Implements :class:`mlx_router.engine.base.Engine`."""
+
+    def __init__(self, card: ModelCard, options: TextEngineOptions | None = None) -> None:
+        self._card = card
+        self._options = options or TextEngineOptions()
+        self._model: Any = None
+        self._runner: Runner | None = None
+        self._live: dict[int, LiveSequence] = {}
+        self._weight_bytes = 0
+        self._batches = True
+        self._failures = 0
+
+    def load(self) -> LoadedModel:
+        device.prepare()
+        failure: RouterError | None = None
+        try:
+            self._model = self._load_model()
+        except Exception as error:
+            log.exception("loading %s failed", self._card.id)
+            failure = _load_error(self._card, error)
+        if failure is not None:  # raised out here: the traceback above holds half a model
+            raise failure
+        self._weight_bytes = sum(array.nbytes for array in _arrays(self._model))
+        vocab_size = _vocab_size(self._model, self._card)
+        objection = check_batching(
+            partial(self._make_runner, batches=True),
+            partial(self._make_runner, batches=False),
+            vocab_size,
+        )
+        if objection is not None:
+            log.info("%s is served one request at a time (%s)", self._card.id, objection)
+            self._batches = False
+        self._runner = self._make_runner(self._batches)
+        return LoadedModel(
+            vocab_size=vocab_size,
+            memory_bytes=self._weight_bytes,
+            batches=self._batches,
+        )
+
+    def warm_up(self, tokens: int) -> None:
+        """Compiles kernels and touches all weights."""
+        if tokens > 0:
+            self.add(Job(id=-1, prompt=[0, 0], max_tokens=tokens, sampling=Sampling()))
+            while self.busy:
+                self.step()
+
+    def add(self, job: Job) -> None:
+        sequence = LiveSequence(job)
+        self._live[job.id] = sequence
+        self._running.insert(sequence)
+
+    def abort(self, job_id: int) -> None:
+        if self._live.pop(job_id, None) is not None:
+            self._running.remove(job_id)
+
+    def step(self) -> list[StepResult]:
+        try:
+            results = self._running.step()
+        except Exception:
+            log.exception("a step of %s failed with %d sequences", self._card.id, len(self._live))
+            return self._recover()
+        if results:
+            self._failures = 0
+        for result in results:
+            if result.finish is not None:
+                self._live.pop(result.job_id, None)
+        return results
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._live)
+
+    def memory_bytes(self) -> int:
+        return self._weight_bytes
+
+    def close(self) -> None:
+        self._live.clear()
+        if self._runner is not None:
+            self._runner.close()
+        self._runner = self._model = None
+        device.give_memory_back()
+        device.end_thread()
+
+    @property
+    def _running(self) -> Runner:
+        assert self._runner is not None, "load() comes first"
+        return self._runner
+
+    def _load_model(self) -> Any:
+        from mlx_lm.utils import load_adapters, load_model
+
+        model, _ = load_model(self._card.path, trust_remote_code=self._options.trust_remote_code)
+        if self._options.adapter_path is not None:
+            model = load_adapters(model, str(self._options.adapter_path))
+            mx.eval(model.parameters())
+        model.eval()
+        return model
+
+    def _make_runner(self, batches: bool) -> Runner:
+        # Imported here, on the engine's thread: they import mlx-lm, which takes seconds.
+        from mlx_router.engine.batch import BatchRunner
+        from mlx_router.engine.serial import SerialRunner
+
+        step_size = self._options.prefill_step_size
+        if not batches:
+            return SerialRunner(self._model, prefill_step_size=step_size)
+        return BatchRunner(
+            self._model,
+            prefill_step_size=step_size,
+            max_batch_size=self._options.max_batch_size,
+            wired_limit=self._options.wired_limit,
+        )
+
+    def _recover(self) -> list[StepResult]:
+        """A failed step leaves caches moved on for some rows and not for others, so the runner is
+        thrown away. Every sequence is recomputed in a fresh one, once; if that fails before it
+        yields a token, all of them fail."""
+        self._running.close()
+        self._runner = None
+        device.give_memory_back()
+        self._runner = self._make_runner(self._batches)
+        self._failures += 1
+        if self._failures == 1:
+            for sequence in self._live.values():
+                self._runner.insert(sequence)
+            return []
+        failed = list(self._live)
+        self._live.clear()
+        self._failures = 0
+        message = "The model failed while it computed this answer; the log has the reason."
+        return [StepResult(job_id=job_id, token=None, error=message) for job_id in failed]
+
+
+def _arrays(model: nn.Module) -> Iterable[mx.array]:
+    from mlx.utils import tree_flatten
+
+    return (array for _, array in tree_flatten(model.parameters()))
+
+
+def _vocab_size(model: nn.Module, card: ModelCard) -> int:
+    """Ids below this are safe to embed: what config.json says, or the rows of the largest
+    embedding (padded beyond the tokenizer's vocabulary) where it says nothing or too much."""
+    rows = max(
+        (
+            int(module.weight.shape[0])
+            for _, module in model.named_modules()
+            if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
+        ),
+        default=0,
+    )
+    config = json.loads((card.path / "config.json").read_text())
+    stated = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0
+    if not rows and not stated:
+        raise ModelCorrupt(f"config.json of {card.id} does not say its vocab_size.")
+    return min(rows, int(stated)) if rows and stated else max(rows, int(stated))
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _load_error(card: ModelCard, error: Exception) -> RouterError:
+    """The error for a client, without paths: the whole of it is in the log."""
+    what = _brief(error).replace(str(card.path), card.id)
+    if isinstance(error, FileNotFoundError | KeyError | ValueError):
+        return ModelCorrupt(
+            f"The model {card.id} could not be loaded from its files ({what}). "
+            "Download it again, or look at the log."
+        )
+    return ModelLoadFailed(f"Loading {card.id} failed ({what}); the log has the details.")

@@ -1,0 +1,170 @@
+"""The thread that owns a model: it loads it, steps it and frees it, and nothing else touches it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from mlx_router.engine.base import Engine, Job, LoadedModel, StepResult
+from mlx_router.errors import EngineFailed, ModelLoadFailed, RouterError
+
+log = logging.getLogger(__name__)
+
+
+# --- what the thread is told ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    job_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    pass
+
+
+# --- what it reports ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    model: LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    error: RouterError
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """All new tokens of one step: one hand-over a step costs a quarter of one a token."""
+
+    results: Sequence[StepResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The engine failed beyond repair; what ran on it is lost and its memory is given back."""
+
+    error: RouterError
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The memory is back and the thread is about to end."""
+
+
+Report = Loaded | LoadFailed | Stepped | Died | Closed
+
+
+class EngineThread:
+    """``report`` is called on this thread and must not block. After Closed nothing is reported;
+    Closed comes last and always, also after LoadFailed and Died."""
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        report: Callable[[Report], None],
+        *,
+        warm_up_tokens: int = 0,
+        step_lock: threading.Lock | None = None,
+    ) -> None:
+        self._engine = engine
+        self._report = report
+        self._warm_up_tokens = warm_up_tokens
+        # A lock shared by all models serialises their steps, where a GPU cannot run two at once.
+        self._stepping: AbstractContextManager[object] = step_lock or nullcontext()
+        self._inbox: queue.SimpleQueue[Add | Abort | Close] = queue.SimpleQueue()
+        # A daemon: a load that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, job: Job) -> None:
+        self._inbox.put(Add(job))
+
+    def abort(self, job_id: int) -> None:
+        self._inbox.put(Abort(job_id))
+
+    def close(self) -> None:
+        """Ask for the end: what runs is dropped, the memory is given back, Closed is reported."""
+        self._inbox.put(Close())
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end; whether it came within ``timeout`` seconds."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            if self._load():
+                self._serve()
+        finally:
+            try:
+                self._engine.close()
+            except Exception:
+                log.exception("freeing a model failed")
+            del self._engine
+            self._report(Closed())
+
+    def _load(self) -> bool:
+        try:
+            with self._stepping:
+                loaded = self._engine.load()
+                self._engine.warm_up(self._warm_up_tokens)
+        except RouterError as error:
+            self._report(LoadFailed(error.with_traceback(None)))
+            return False
+        except BaseException as error:
+            log.exception("loading a model failed")
+            reason = f"Loading the model failed ({type(error).__name__}); the log has the details."
+            self._report(LoadFailed(ModelLoadFailed(reason)))
+            return False
+        self._report(Loaded(loaded))
+        return True
+
+    def _serve(self) -> None:
+        engine = self._engine
+        try:
+            while self._take_messages():
+                if engine.busy:
+                    with self._stepping:
+                        results = engine.step()
+                    if results:
+                        self._report(Stepped(results))
+        except BaseException as error:
+            log.exception("an engine died")
+            reason = f"The model's engine failed ({type(error).__name__}); it will be loaded again."
+            self._report(Died(EngineFailed(reason)))
+
+    def _take_messages(self) -> bool:
+        """Carry out all that is in the inbox; wait for a message if there is nothing to compute.
+        False: it is time to end."""
+        engine = self._engine
+        while True:
+            try:
+                message = self._inbox.get(block=not engine.busy)
+            except queue.Empty:
+                return True
+            if isinstance(message, Add):
+                engine.add(message.job)
+            elif isinstance(message, Abort):
+                engine.abort(message.job_id)
+            else:
+                return False
+            if self._inbox.empty():
+                return True

@@ -1,0 +1,259 @@
+"""The front door of MLX Router, for a program and for the HTTP server alike."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, Unpack
+
+from mlx_router.catalog.catalog import Catalog
+from mlx_router.config.settings import Settings
+from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard
+from mlx_router.memory.monitor import ResourceMonitor
+from mlx_router.runtime.bridge import Bridge
+from mlx_router.runtime.build import make_catalog, make_factory, make_monitor, with_demo
+from mlx_router.runtime.chat import ChatOptions, ChatResult, Messages, collect, make_request
+from mlx_router.runtime.core import Core
+from mlx_router.runtime.reports import model_info, router_status
+from mlx_router.runtime.status import ModelInfo, RouterStatus
+
+log = logging.getLogger(__name__)
+
+
+class MLXModelManager:
+    """Serves every model it finds: discovers, loads, swaps, answers.
+
+    ::
+
+        with MLXModelManager(model_directory="~/models") as manager:
+            print(manager.chat("What is MLX?", model="Qwen3-4B-4bit"))
+
+    Every method that waits has an async twin whose name begins with ``a``. Inside ``async with``
+    the router lives on the running event loop, else on a thread of its own; both kinds of methods
+    work either way, but a blocking one raises RuntimeError on the router's own loop. Safe to use
+    from several threads. Errors are those of :mod:`mlx_router.errors`.
+
+    Args:
+        settings: the config; :func:`mlx_router.config.load_settings` reads one from a file.
+        model_directory: the folder or folders with models, in place of the config's.
+        demo: add the tiny model that ships with MLX Router, under the name ``demo``.
+        engine: ``mlx``, or ``scripted`` for deterministic answers without any model.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        model_directory: str | Path | list[str | Path] | None = None,
+        demo: bool = False,
+        engine: Literal["mlx", "scripted"] = "mlx",
+        monitor: ResourceMonitor | None = None,
+    ) -> None:
+        settings = settings or Settings()
+        if model_directory is not None:
+            folders = model_directory if isinstance(model_directory, list) else [model_directory]
+            changed = {"model_directory": [str(folder) for folder in folders]}
+            defaults = settings.defaults.model_copy(update=changed)
+            settings = settings.model_copy(update={"defaults": defaults})
+        self.settings = with_demo(settings) if demo else settings
+        self._engine = engine
+        self._catalog: Catalog = make_catalog(self.settings, engine)
+        self._monitor = monitor or make_monitor(self.settings)
+        self._bridge = Bridge()
+        self._core: Core | None = None
+        self._preloading: asyncio.Task[None] | None = None
+        self._born = time.monotonic()
+
+    # --- answers ----------------------------------------------------------------------------
+
+    def chat(
+        self, messages: Messages, model: str | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatResult:
+        """A whole answer to a chat; a str is one message of the user."""
+        return self._bridge.wait(self._chat(make_request(messages, model, **options)))
+
+    async def achat(
+        self, messages: Messages, model: str | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatResult:
+        """As :meth:`chat`, without blocking."""
+        return await self._bridge.run(self._chat(make_request(messages, model, **options)))
+
+    def stream(
+        self, messages: Messages, model: str | None = None, **options: Unpack[ChatOptions]
+    ) -> Iterator[GenerationEvent]:
+        """The events of an answer as they come: Started, Delta …, Finished, Completed. Closing the
+        iterator ends the generation."""
+        request = make_request(messages, model, **options)
+        return self._bridge.iterate(lambda: self._stream(request))
+
+    def astream(
+        self, messages: Messages, model: str | None = None, **options: Unpack[ChatOptions]
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        """As :meth:`stream`, asynchronously."""
+        return self.generate(make_request(messages, model, **options))
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """The events of any request. Closing the generator drops the request before the next
+        decoding step. Raises, on the first ``anext``, what admission says (ModelNotFound,
+        InvalidRequest, QueueFull, …), and later EngineFailed or ShuttingDown."""
+        if self._core is not None and self._bridge.here:
+            return self._core.generate(request)
+        return self._bridge.stream(lambda: self._stream(request))
+
+    # --- models -----------------------------------------------------------------------------
+
+    def load(self, model: str) -> ModelInfo:
+        """Bring a model into memory; returns when it is ready."""
+        return self._bridge.wait(self._load(model))
+
+    async def aload(self, model: str) -> ModelInfo:
+        """As :meth:`load`, without blocking."""
+        return await self._bridge.run(self._load(model))
+
+    def unload(self, model: str) -> None:
+        """Free a model's memory as soon as its answers are done; returns when it is back."""
+        self._bridge.wait(self._unload(model))
+
+    async def aunload(self, model: str) -> None:
+        """As :meth:`unload`, without blocking."""
+        await self._bridge.run(self._unload(model))
+
+    def cards(self) -> list[ModelCard]:
+        """What is known of every model found, unusable ones included."""
+        core = self._core
+        if core is None:
+            self._catalog.refresh()
+            return self._catalog.cards()
+        return self._bridge.call(core.cards)
+
+    def models(self) -> list[ModelInfo]:
+        """Every model found, with its state."""
+        return self._bridge.call(lambda: [self._info(card) for card in self.cards()])
+
+    def model(self, name: str) -> ModelInfo:
+        """One model, by id, alias or short name. Raises ModelNotFound."""
+        if self._core is None:
+            self._catalog.refresh()
+        return self._bridge.call(lambda: self._info(self._catalog.resolve(name)))
+
+    def status(self) -> RouterStatus:
+        """Health, memory and what is loaded."""
+        return self._bridge.call(
+            lambda: router_status(self._core, self.cards(), self._monitor, self._born)
+        )
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def astart(self, *, preload: bool = True) -> None:
+        """Live on the running loop. The models to preload load in the background."""
+        self._bridge.bind()
+        core = await self._started()
+        if preload:
+            self._preloading = asyncio.get_running_loop().create_task(self._preload(core))
+
+    def begin_shutdown(self) -> None:
+        """Refuse new requests; answers under way have ``grace_seconds``. Call it on the loop."""
+        if self._core is not None:
+            self._core.begin_shutdown()
+
+    def close(self) -> None:
+        """Free all models. The manager can be used again: it starts anew."""
+        if self._bridge.started:
+            self._bridge.wait(self._close())
+            self._bridge.stop()
+
+    async def aclose(self) -> None:
+        """As :meth:`close`, without blocking."""
+        if self._bridge.here or not self._bridge.started:
+            await self._close()
+        else:
+            await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        await self.astart()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # --- on the router's loop ---------------------------------------------------------------
+
+    async def _started(self) -> Core:
+        if self._core is None:
+            self._catalog.refresh()
+            self._core = Core(
+                self.settings,
+                self._catalog,
+                self._monitor,
+                make_factory(self.settings, self._engine),
+                enforces_formats=self._engine == "scripted",
+            )
+            # A daemon thread that dies with MLX streams open can abort the whole process.
+            atexit.register(self._at_exit)
+        return self._core
+
+    async def _stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        core = await self._started()
+        events = core.generate(request)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    async def _chat(self, request: GenerationRequest) -> ChatResult:
+        core = await self._started()
+        return await collect(core.generate(request))
+
+    async def _load(self, name: str) -> ModelInfo:
+        core = await self._started()
+        card = await core.find(name)
+        async with core.lease(card, self.settings.defaults.timeout):
+            return self._info(card)
+
+    async def _unload(self, name: str) -> None:
+        core = await self._started()
+        await core.fleet.unload(self._catalog.resolve(name).id)
+
+    async def _preload(self, core: Core) -> None:
+        for error in await core.preload():
+            log.error("preloading failed: %s", error)
+
+    async def _close(self) -> None:
+        core, self._core = self._core, None
+        atexit.unregister(self._at_exit)
+        if self._preloading is not None:
+            self._preloading.cancel()
+        if core is not None:
+            await core.close()
+
+    def _at_exit(self) -> None:
+        """The program ends without having closed the manager."""
+        if self._bridge.owns_thread:
+            self.close()
+        elif self._core is not None:  # its loop is gone, and only the threads are left
+            self._core.fleet.end_threads()
+
+    def _info(self, card: ModelCard) -> ModelInfo:
+        return model_info(card, self._core, self.settings, self._monitor)

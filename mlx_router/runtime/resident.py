@@ -1,0 +1,53 @@
+"""A model in memory, or on its way in or out: its engine thread, its codec and its answers."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from mlx_router.domain import ModelCard
+from mlx_router.engine.base import LoadedModel, TextCodec
+from mlx_router.errors import RouterError
+from mlx_router.runtime.answer import Answer
+from mlx_router.runtime.engine_thread import EngineThread, Stepped
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """``codec`` and ``model`` are there once the load is through. ``failure``: why the load, or
+    the engine, failed. ``closed`` is done when the memory is back."""
+
+    card: ModelCard
+    thread: EngineThread
+    closed: asyncio.Future[None]
+    load_started: float
+    model: LoadedModel | None = None
+    codec: TextCodec | None = None
+    codec_task: asyncio.Task[None] | None = None
+    load_timer: asyncio.TimerHandle | None = None
+    ready: bool = False
+    failure: RouterError | None = None
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+    def on_stepped(self, report: Stepped) -> None:
+        answers = self.answers
+        for result in report.results:
+            answer = answers.get(result.job_id)
+            if answer is not None:
+                answer.on_result(result)
+
+    def fail_answers(self, error: RouterError) -> None:
+        for answer in set(self.answers.values()):
+            answer.fail(error)
+
+    def drop(self, job_id: int) -> None:
+        """Forget a job; its engine drops it before the next step."""
+        if self.answers.pop(job_id, None) is not None:
+            self.thread.abort(job_id)
+
+    def stop_loading(self) -> None:
+        """Neither the codec nor the clock matter any more."""
+        if self.load_timer is not None:
+            self.load_timer.cancel()
+        if self.codec_task is not None and not self.codec_task.done():
+            self.codec_task.cancel()

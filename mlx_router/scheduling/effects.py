@@ -1,0 +1,40 @@
+"""All that the scheduler can cause. The runtime carries effects out in the order given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_router.errors import RouterError
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load this model; answer with on_loaded or on_load_failed."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Free this model, which nobody uses; answer with on_unloaded."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The request may use its model, until on_done."""
+
+    request: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The request will not be served."""
+
+    request: int
+    error: RouterError
+
+
+Effect = Load | Unload | Grant | Reject

@@ -1,0 +1,37 @@
+"""Shared by all tests: small real models, made once a session, and real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.models import ARCHITECTURES, make_model
+from tests.server import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with a small random-weight model of every architecture."""
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ARCHITECTURES:
+        make_model(kind, folder / "tiny" / kind)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_server(
+    tiny_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A real server process with the models of ``tiny_models``."""
+    with ServerProcess(tmp_path_factory.mktemp("server"), models=tiny_models) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A real server process started with --demo and an empty model directory."""
+    folder = tmp_path_factory.mktemp("demo")
+    with ServerProcess(folder, "--demo", models=folder) as server:
+        yield server
