@@ -57,7 +57,7 @@ class BatchRunner:
         for response in responses:
             sequence = self._live[response.uid]
             results.append(
-                sequence.accept(response.token, response.logprobs, response.finish_reason)
+                sequence.result(response.token, response.logprobs, response.finish_reason)
             )
             if response.finish_reason is not None:
                 del self._live[response.uid]

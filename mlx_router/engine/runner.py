@@ -33,9 +33,9 @@ class LiveSequence:
     def remaining(self) -> int:
         return self.job.max_tokens - len(self.tokens)
 
-    def accept(self, token: int, logprobs: mx.array, finish: str | None) -> StepResult:
-        """Record a token; ``logprobs`` [V] are read only if the job asks for them."""
-        self.tokens.append(token)
+    def result(self, token: int, logprobs: mx.array, finish: str | None) -> StepResult:
+        """What a step found; ``logprobs`` [V] are read only if the job asks for them. The token
+        is recorded by whoever delivers the result, so that a step that fails loses none."""
         chosen, top = _logprobs(logprobs, token, self.job.logprobs)
         return StepResult(
             job_id=self.job.id,

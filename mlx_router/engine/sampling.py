@@ -52,11 +52,10 @@ class Sampler:
         if self._min_p is not None:
             least = scores.max(axis=-1, keepdims=True) + self._min_p
             scores = mx.where(scores < least, -mx.inf, scores)
-        position = mx.random.categorical(scores * self._scale, key=self._next_key())
-        if ids is None:
-            return position
-        token: mx.array = mx.take_along_axis(ids, position[:, None], axis=-1)[:, 0]
-        return token
+        chosen = mx.random.categorical(scores * self._scale, axis=-1, key=self._next_key())
+        if ids is not None:
+            chosen = mx.take_along_axis(ids, mx.expand_dims(chosen, -1), axis=-1).squeeze(-1)
+        return chosen
 
     def _next_key(self) -> mx.array:
         # The increment and the multiplier are those of splitmix64: neighbours do not correlate.

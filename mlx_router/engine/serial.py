@@ -47,7 +47,7 @@ class SerialRunner:
             finish = "stop"
         if finish is not None:
             self._next()
-        return [sequence.accept(token, logprobs, finish)]
+        return [sequence.result(token, logprobs, finish)]
 
     def close(self) -> None:
         self._queue.clear()

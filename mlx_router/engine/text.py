@@ -100,8 +100,10 @@ class TextEngine:
         if results:
             self._failures = 0
         for result in results:
+            assert result.token is not None
+            self._live[result.job_id].tokens.append(result.token)
             if result.finish is not None:
-                self._live.pop(result.job_id, None)
+                del self._live[result.job_id]
         return results
 
     @property
