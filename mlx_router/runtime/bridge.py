@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Bridge:
 
         return self.wait(on_loop())
 
-    def iterate(self, make: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
+    def iterate(self, make: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
         """As :meth:`stream`, for a caller without a loop."""
 
         async def start() -> AsyncGenerator[T, None]:

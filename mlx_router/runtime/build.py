@@ -32,7 +32,7 @@ def make_catalog(settings: Settings, engine: str) -> Catalog:
     if engine == "scripted":
         from mlx_router.engine.scripted import scripted_cards
 
-        return Catalog([], {}, extra=scripted_cards())
+        return Catalog([], fixed=scripted_cards())
     folders = settings.defaults.model_directories()
     home = Path.home()
     if settings.defaults.hf_cache:

@@ -53,9 +53,9 @@ class MemoryBudget:
     snapshot: MemorySnapshot
 
     def refusal(self, need_bytes: int, reclaimable_bytes: int) -> str | None:
-        if self.policy.refuses_loads(self.snapshot, reclaimable_bytes):
-            return "Memory pressure is critical: no model is loaded until it eases."
         verdict = self.policy.check_load(need_bytes, self.snapshot, reclaimable_bytes)
+        if verdict.allowed and self.policy.refuses_loads(self.snapshot, reclaimable_bytes):
+            return "Memory pressure is critical: no model is loaded until it eases."
         return None if verdict.allowed else verdict.reason
 
 

@@ -6,7 +6,7 @@ import asyncio
 import atexit
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack
@@ -14,6 +14,8 @@ from typing import Literal, Self, Unpack
 from mlx_router.catalog.catalog import Catalog
 from mlx_router.config.settings import Settings
 from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard
+from mlx_router.engine.base import EngineFactory
+from mlx_router.errors import ShuttingDown
 from mlx_router.memory.monitor import ResourceMonitor
 from mlx_router.runtime.bridge import Bridge
 from mlx_router.runtime.build import make_catalog, make_factory, make_monitor, with_demo
@@ -43,6 +45,7 @@ class MLXModelManager:
         model_directory: the folder or folders with models, in place of the config's.
         demo: add the tiny model that ships with MLX Router, under the name ``demo``.
         engine: ``mlx``, or ``scripted`` for deterministic answers without any model.
+        factory, monitor: stand-ins for tests.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class MLXModelManager:
         model_directory: str | Path | list[str | Path] | None = None,
         demo: bool = False,
         engine: Literal["mlx", "scripted"] = "mlx",
+        factory: EngineFactory | None = None,
         monitor: ResourceMonitor | None = None,
     ) -> None:
         settings = settings or Settings()
@@ -62,11 +66,13 @@ class MLXModelManager:
             settings = settings.model_copy(update={"defaults": defaults})
         self.settings = with_demo(settings) if demo else settings
         self._engine = engine
+        self._factory = factory
         self._catalog: Catalog = make_catalog(self.settings, engine)
         self._monitor = monitor or make_monitor(self.settings)
         self._bridge = Bridge()
         self._core: Core | None = None
         self._preloading: asyncio.Task[None] | None = None
+        self._ended = False
         self._born = time.monotonic()
 
     # --- answers ----------------------------------------------------------------------------
@@ -85,9 +91,9 @@ class MLXModelManager:
 
     def stream(
         self, messages: Messages, model: str | None = None, **options: Unpack[ChatOptions]
-    ) -> Iterator[GenerationEvent]:
+    ) -> Generator[GenerationEvent, None, None]:
         """The events of an answer as they come: Started, Delta …, Finished, Completed. Closing the
-        iterator ends the generation."""
+        generator ends the generation."""
         request = make_request(messages, model, **options)
         return self._bridge.iterate(lambda: self._stream(request))
 
@@ -157,7 +163,9 @@ class MLXModelManager:
             self._preloading = asyncio.get_running_loop().create_task(self._preload(core))
 
     def begin_shutdown(self) -> None:
-        """Refuse new requests; answers under way have ``grace_seconds``. Call it on the loop."""
+        """Refuse new requests for good; answers under way have ``grace_seconds``. Call it on the
+        router's loop."""
+        self._ended = True
         if self._core is not None:
             self._core.begin_shutdown()
 
@@ -200,13 +208,15 @@ class MLXModelManager:
     # --- on the router's loop ---------------------------------------------------------------
 
     async def _started(self) -> Core:
+        if self._ended:
+            raise ShuttingDown("The server is shutting down.", retry_after=5)
         if self._core is None:
             self._catalog.refresh()
             self._core = Core(
                 self.settings,
                 self._catalog,
                 self._monitor,
-                make_factory(self.settings, self._engine),
+                self._factory or make_factory(self.settings, self._engine),
                 enforces_formats=self._engine == "scripted",
             )
             # A daemon thread that dies with MLX streams open can abort the whole process.
@@ -238,7 +248,8 @@ class MLXModelManager:
 
     async def _preload(self, core: Core) -> None:
         for error in await core.preload():
-            log.error("preloading failed: %s", error)
+            if not isinstance(error, ShuttingDown):
+                log.error("preloading failed: %s", error)
 
     async def _close(self) -> None:
         core, self._core = self._core, None

@@ -1,0 +1,257 @@
+"""What a conversation costs in memory, and how long it may be, from a model's config alone.
+
+The formulas follow what mlx-lm keeps for each token and attention layer:
+
+=====================  ==========================================================
+grouped-query          KV heads * (key dimension + value dimension)
+latent (MLA)           kv_lora_rank + qk_rope_head_dim, whatever the heads; two
+                       older architectures keep keys and values in full
+sliding or chunked     as above, but for the last ``window`` tokens only
+state space, linear,   nothing per token (a constant state, tens of MB at most)
+convolution
+layers that share      nothing: they read another layer's cache
+=====================  ==========================================================
+
+times the size of one element. Configs are read as untrusted: what makes no sense counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+DEFAULT_CONTEXT = 4096
+MAX_LAYERS = 4096
+_MAX_CONTEXT = 1 << 31
+
+# What transformers leaves out of a config.json since it equals the default of its class.
+_GEMMA3 = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "num_hidden_layers": 26,
+    "sliding_window_pattern": 6,
+    "sliding_window": 1024,
+    "max_position_embeddings": 131072,
+}
+_GEMMA4 = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "num_hidden_layers": 35,
+    "num_kv_shared_layers": 20,
+    "sliding_window_pattern": 5,
+    "sliding_window": 512,
+    "max_position_embeddings": 131072,
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma3": _GEMMA3,
+    "gemma3_text": _GEMMA3,
+    "gemma4": _GEMMA4,
+    "gemma4_text": _GEMMA4,
+    "cohere2": {"head_dim": 128, "sliding_window": 4096, "sliding_window_pattern": 4},
+    "gpt_oss": {"head_dim": 64, "num_key_value_heads": 8, "sliding_window": 128},
+    # A window in these configs is one that mlx-lm does not use.
+    "gemma2": {"sliding_window": None, "layer_types": None},
+}
+_EXPANDED_LATENT = frozenset({"deepseek_v2", "minicpm3"})
+_STATE_SPACE = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv7"})
+_NESTED = ("text_config", "llm_config", "language_config")
+
+
+class _Layer(Enum):
+    FULL = "keeps every token"
+    WINDOW = "keeps the last tokens"
+    NONE = "keeps no tokens"
+
+
+_LAYERS = {
+    "full_attention": _Layer.FULL,
+    "attention": _Layer.FULL,
+    "*": _Layer.FULL,
+    "sliding_attention": _Layer.WINDOW,
+    "chunked_attention": _Layer.WINDOW,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KVCost:
+    """The KV cache of one sequence. ``growing`` and ``windowed`` are bytes per token; the windowed
+    part stops growing at ``window`` tokens."""
+
+    growing: int = 0
+    windowed: int = 0
+    window: int = 0
+
+    @property
+    def bytes_per_token(self) -> int:
+        """The cost of a token while the sequence is shorter than the window."""
+        return self.growing + self.windowed
+
+    def total(self, tokens: int) -> int:
+        """Bytes for a sequence of so many tokens."""
+        return self.growing * tokens + self.windowed * min(tokens, self.window)
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part that describes the language model, with what its class leaves out filled in."""
+    inner: Mapping[str, Any] = config
+    thinker = config.get("thinker_config")
+    if isinstance(thinker, dict):
+        inner = thinker
+    for name in _NESTED:
+        if isinstance(nested := inner.get(name), dict):
+            inner = nested
+            break
+    merged = {**config, **inner}
+    defaults = _DEFAULTS.get(str(merged.get("model_type")), {})
+    fixed = {name: value for name, value in defaults.items() if value is None}
+    return {**defaults, **merged, **fixed}
+
+
+def integer(config: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these keys that holds a whole number from 1 to 2**40; None if none does."""
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 40:
+            return value
+    return None
+
+
+def kv_cost(config: Mapping[str, Any], element_bytes: int = 2) -> KVCost:
+    """The KV cache's cost; all zero where the config does not tell."""
+    text = text_config(config)
+    layers = _layers(text)
+    full = layers.count(_Layer.FULL) * _layer_elements(text, _Layer.FULL)
+    if isinstance(per_layer := text.get("num_kv_heads"), list):  # OpenELM: a number for each layer
+        heads = sum(head for head in per_layer[:MAX_LAYERS] if isinstance(head, int))
+        full = 2 * heads * (integer(text, "head_dim") or 0)
+    windowed = layers.count(_Layer.WINDOW) * _layer_elements(text, _Layer.WINDOW)
+    return KVCost(full * element_bytes, windowed * element_bytes, _window(text) or 0)
+
+
+def context_length(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int:
+    """The longest sequence, in tokens, that the model was made for."""
+    text = text_config(config)
+    length = integer(
+        text,
+        "max_position_embeddings",
+        "n_positions",
+        "n_ctx",
+        "seq_length",
+        "max_sequence_length",
+        "max_seq_len",
+        "model_max_length",
+    )
+    if length is None:
+        # Many tokenizers say 10**30 here, for "no limit".
+        limit = integer(tokenizer_config, "model_max_length")
+        length = limit if limit is not None and limit < 1_000_000_000 else None
+    stretched = _yarn_context(text)
+    if stretched is not None:
+        length = max(length or 0, stretched)
+    return min(length or DEFAULT_CONTEXT, _MAX_CONTEXT)
+
+
+def _yarn_context(text: Mapping[str, Any]) -> int | None:
+    """YaRN stretches the original context by its factor. Other kinds of scaling either state the
+    stretched length themselves or have a factor that means something else (llama3, longrope)."""
+    for name in ("rope_scaling", "rope_parameters"):
+        scaling = text.get(name)
+        if not isinstance(scaling, dict):
+            continue
+        original = integer(scaling, "original_max_position_embeddings")
+        factor = scaling.get("factor")
+        if (
+            scaling.get("rope_type", scaling.get("type")) == "yarn"
+            and original is not None
+            and isinstance(factor, int | float)
+            and 1 <= factor <= 1024
+        ):
+            return int(original * factor)
+    return None
+
+
+def _layers(text: Mapping[str, Any]) -> list[_Layer]:
+    """What each layer keeps, without those that share another one's cache."""
+    count = min(
+        integer(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0, MAX_LAYERS
+    )
+    if str(text.get("model_type")) in _STATE_SPACE:
+        return []
+    layers = _listed_layers(text, count) or _patterned_layers(text, count) or [_Layer.FULL] * count
+    if _window(text) is None:
+        layers = [_Layer.FULL if layer is _Layer.WINDOW else layer for layer in layers]
+    shared = integer(text, "num_kv_shared_layers") or 0
+    return layers[: max(len(layers) - shared, 0)]
+
+
+def _listed_layers(text: Mapping[str, Any], count: int) -> list[_Layer]:
+    """Layers that the config names one by one; empty if it does not."""
+    for name in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
+        types = text.get(name)
+        if isinstance(types, list | str) and types:
+            return [_LAYERS.get(str(kind), _Layer.NONE) for kind in types[:MAX_LAYERS]]
+    if isinstance(pattern := text.get("hybrid_layer_pattern"), list):  # MiMo: 1 is a window
+        return [_Layer.WINDOW if kind == 1 else _Layer.FULL for kind in pattern[:MAX_LAYERS]]
+    linear = text.get("linear_attn_config")  # Kimi Linear, layers counted from 1
+    if isinstance(linear, dict) and isinstance(full := linear.get("full_attn_layers"), list):
+        numbers = {number - 1 for number in full if isinstance(number, int)}
+        return [_Layer.FULL if i in numbers else _Layer.NONE for i in range(count)]
+    if isinstance(full := text.get("full_attn_idxs"), list):  # LFM2, counted from 0
+        numbers = {number for number in full if isinstance(number, int)}
+        return [_Layer.FULL if i in numbers else _Layer.NONE for i in range(count)]
+    return []
+
+
+def _patterned_layers(text: Mapping[str, Any], count: int) -> list[_Layer]:
+    """Layers that repeat; empty if there is no pattern."""
+    if every := integer(text, "full_attention_interval"):  # Qwen3-Next, Qwen3.5
+        return [_Layer.NONE if (i + 1) % every else _Layer.FULL for i in range(count)]
+    if every := integer(text, "attn_layer_period"):  # Jamba
+        offset = text.get("attn_layer_offset")
+        return [_Layer.FULL if i % every == offset else _Layer.NONE for i in range(count)]
+    pattern = text.get("sliding_window_pattern")
+    if isinstance(pattern, str) and pattern:  # EXAONE 4: "LLLG", the last layer always global
+        layers = [pattern[i % len(pattern)] for i in range(count)]
+        return [_Layer.WINDOW if kind == "L" else _Layer.FULL for kind in layers[:-1]] + [
+            _Layer.FULL
+        ]
+    if every := integer(text, "sliding_window_pattern"):  # Gemma 3, Cohere 2
+        return [_Layer.WINDOW if (i + 1) % every else _Layer.FULL for i in range(count)]
+    if text.get("model_type") == "gpt_oss":
+        return [_Layer.FULL if i % 2 else _Layer.WINDOW for i in range(count)]
+    return []
+
+
+def _window(text: Mapping[str, Any]) -> int | None:
+    return integer(text, "sliding_window", "sliding_window_size", "attention_chunk_size")
+
+
+def _layer_elements(text: Mapping[str, Any], layer: _Layer) -> int:
+    """Numbers that one attention layer keeps for each token."""
+    queries = integer(text, "num_attention_heads", "n_head", "n_heads") or 0
+    hidden = integer(text, "hidden_size", "n_embd", "d_model", "dim") or 0
+    head = hidden // queries if queries else 0
+    if latent := integer(text, "kv_lora_rank"):
+        rope = integer(text, "qk_rope_head_dim") or 0
+        if str(text.get("model_type")) in _EXPANDED_LATENT:
+            key = rope + (integer(text, "qk_nope_head_dim") or 0)
+            return queries * (key + (integer(text, "v_head_dim") or head))
+        return latent + rope + (integer(text, "index_head_dim") or 0)
+    # Some models have other heads in windowed layers (MiMo) or in full ones (Gemma 4).
+    own = "swa_" if layer is _Layer.WINDOW else "global_"
+    heads = integer(
+        text,
+        "swa_num_key_value_heads" if layer is _Layer.WINDOW else "num_global_key_value_heads",
+        "num_key_value_heads",
+        "n_head_kv",
+        "multi_query_group_num",
+    )
+    key = integer(text, own + "head_dim", "head_dim", "hidden_size_per_head") or head
+    return (heads or queries) * (key + (integer(text, own + "v_head_dim", "v_head_dim") or key))

@@ -1,0 +1,86 @@
+"""``mlx-router``: finds the command, runs it, and turns errors into one line and an exit code.
+
+Imports nothing heavy: ``--version`` and ``--help`` answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from mlx_router.cli.parser import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Parser,
+    unknown,
+)
+from mlx_router.errors import ConfigError, RouterError
+from mlx_router.telemetry.logging import configure_logging
+
+# Name of a command: its module, which has make_parser() and run(arguments) -> exit code.
+COMMANDS = {
+    "serve": "mlx_router.cli.serve",
+    "models": "mlx_router.cli.models",
+    "config": "mlx_router.cli.config",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line (``argv`` None: this process's) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except RouterError as error:
+        for line in error.message.splitlines():
+            print(f"mlx-router: {line}", file=sys.stderr)
+        if isinstance(error, ConfigError):
+            return EXIT_USAGE
+        return getattr(error, "exit_code", EXIT_FAILURE)
+    except SystemExit as stop:  # argparse after --help, a signal before serving began
+        return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `mlx-router models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+
+
+def _run(words: list[str]) -> int:
+    serve = importlib.import_module(COMMANDS["serve"])
+    parser: Parser = serve.make_parser()
+    position = _command_position(words, parser.flags_with_value())
+    if position is None:
+        return _call(serve, parser, words)
+    name = words[position]
+    if name not in COMMANDS:
+        left = parser.parse_known_args(words)[1]
+        if left[0] == name:
+            parser.error(f"{unknown('command', name, COMMANDS)} (commands: {', '.join(COMMANDS)})")
+        parser.parse(words)  # raises: a flag before it is unknown, and this may be its value
+    command = importlib.import_module(COMMANDS[name])
+    return _call(command, command.make_parser(), [*words[:position], *words[position + 1 :]])
+
+
+def _call(command: ModuleType, parser: Parser, words: list[str]) -> int:
+    arguments = parser.parse(words)
+    if arguments.debug:
+        configure_logging(debug=True)
+    code: int = command.run(arguments)
+    return code
+
+
+def _command_position(words: Sequence[str], flags_with_value: set[str]) -> int | None:
+    """Where the command stands: options may come before it, and may have values."""
+    is_value = False
+    for position, word in enumerate(words):
+        if is_value:
+            is_value = False
+        elif word.startswith("-"):
+            is_value = word in flags_with_value
+        else:
+            return position
+    return None

@@ -1,0 +1,151 @@
+"""``mlx-router`` and ``mlx-router serve``: settings, logs, manager, app and server put together."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from mlx_router.cli.address import bind, urls
+from mlx_router.cli.parser import (
+    EXIT_CODES,
+    EXIT_FAILURE,
+    Parser,
+    add_general,
+    add_model_sources,
+    overrides,
+)
+from mlx_router.errors import RouterError
+from mlx_router.version import __version__
+
+if TYPE_CHECKING:
+    from mlx_router.config.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Serves every MLX model on this machine behind one OpenAI-compatible port.
+
+commands:
+  serve     serve (the same as no command)
+  models    list the models on this machine; --json for programs
+  config    check, show or document the config; `mlx-router config --help`
+"""
+
+EPILOG = f"""\
+examples:
+  mlx-router --demo                   see it work, with nothing to download
+  mlx-router                          serve the models of ~/models on port 8800
+  mlx-router --model-dir /Volumes/Big/models -p 8801
+  mlx-router --model Qwen3-4B-4bit    load this model at start
+  mlx-router models                   what is there, and what each model needs
+  mlx-router config check my.json     find the faults of a config file
+
+Point any OpenAI client at http://127.0.0.1:8800/v1. The API is described at
+http://127.0.0.1:8800/docs.
+
+{EXIT_CODES}"""
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="mlx-router",
+        usage="mlx-router [options]\n       mlx-router COMMAND [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    address = parser.add_argument_group("address")
+    address.add_argument("--ip", help="address to listen on (default: 0.0.0.0, all of them)")
+    address.add_argument("-p", "--port", metavar="PORT", help="port (default: 8800; 0: a free one)")
+    add_model_sources(parser)
+    limits = parser.add_argument_group("answers")
+    limits.add_argument("--model", metavar="NAME", help="default model, loaded at start")
+    limits.add_argument("--max-tokens", metavar="N", help="tokens per answer (default: 4096)")
+    limits.add_argument("--timeout", metavar="S", help="seconds per answer (default: 120)")
+    add_general(parser)
+    parser.add_argument(
+        "-v",
+        "--version",
+        action="version",
+        version=f"mlx-router {__version__}",
+        help="show the version and exit",
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal. Raises ConfigError and AddressUnusable; returns the exit code."""
+    _stop_quietly_on_signals()
+    from mlx_router.config.loading import find_config, load_settings
+    from mlx_router.telemetry.logging import configure_logging
+
+    configure_logging(debug=bool(arguments.debug))
+    config = find_config(arguments.config, os.environ)
+    settings = load_settings(config, overrides(arguments))
+    configure_logging(debug=settings.server.debug, directory=settings.server.log_directory())
+    with bind(settings.server.ip, settings.server.port) as listener:
+        try:
+            return _serve(settings, listener, config, arguments)
+        except RouterError:
+            raise
+        except Exception:
+            logger.exception("cannot start, and this is a fault of mlx-router; please report it")
+            return EXIT_FAILURE
+
+
+def _serve(
+    settings: Settings, listener: socket.socket, config: Path | None, arguments: argparse.Namespace
+) -> int:
+    from mlx_router.api.app import create_app
+    from mlx_router.cli.serving import serve_app
+    from mlx_router.cli.summary import Memory, Start, show_ready, show_summary
+    from mlx_router.cli.terminal import Terminal
+    from mlx_router.memory.policy import MemoryPolicy
+    from mlx_router.memory.probe import SystemProbe
+    from mlx_router.runtime.manager import MLXModelManager
+
+    terminal = Terminal()
+    addresses = urls(listener)
+    manager = MLXModelManager(settings, engine=arguments.engine, demo=arguments.demo)
+    settings = manager.settings  # --demo has added its model
+    app = create_app(manager, settings)
+    snapshot = SystemProbe().snapshot()
+    budget = settings.defaults.memory_threshold_gb
+    start = Start(
+        settings,
+        addresses,
+        memory=Memory(
+            total=snapshot.total,
+            available=snapshot.available,
+            budget=MemoryPolicy.default_threshold(snapshot.total)
+            if budget is None
+            else int(budget * 1e9),
+        ),
+        config=config,
+        engine=arguments.engine,
+    )
+    show_summary(start, manager.cards(), terminal)
+    return serve_app(
+        app,
+        manager,
+        listener,
+        grace_seconds=settings.server.grace_seconds,
+        on_ready=lambda: show_ready(addresses, terminal),
+    )
+
+
+def _stop_quietly_on_signals() -> None:
+    """Until the server has its own handlers, a signal ends the process without a trace."""
+
+    def stop(*_: object) -> NoReturn:
+        sys.exit(0)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)

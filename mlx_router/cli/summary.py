@@ -1,0 +1,135 @@
+"""What the terminal shows at start: where to connect, what there is, and what cannot be used."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_router.cli.terminal import Terminal, gigabytes, tokens
+from mlx_router.config.settings import Settings
+from mlx_router.domain import ModelCard
+from mlx_router.version import __version__
+
+HEADERS = ("model", "kind", "size", "quant", "context", "needs")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes: what the machine has, what is free for models now, and what the router may use."""
+
+    total: int
+    available: int
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the summary tells besides the models."""
+
+    settings: Settings
+    addresses: Sequence[str]
+    memory: Memory | None = None
+    config: Path | None = None
+    engine: str = "mlx"
+
+
+def show_summary(start: Start, cards: Sequence[ModelCard], terminal: Terminal) -> None:
+    """Version, addresses, memory, backend, and the models found and not usable."""
+    terminal.line(f"MLX Router {__version__}", style="bold")
+    here, *others = start.addresses
+    rows = [("base URL", f"{here}/v1")]
+    rows += [("in the network", f"{other}/v1") for other in others]
+    rows.append(("docs", f"{here}/docs and {here}/redoc"))
+    rows.append(("engine", backend(start.engine)))
+    if start.memory is not None:
+        memory = start.memory
+        rows.append(
+            (
+                "memory",
+                f"{gigabytes(memory.total)}, {gigabytes(memory.available)} available, "
+                f"{gigabytes(memory.budget)} budget",
+            )
+        )
+    rows.append(("config", str(start.config) if start.config else "defaults (no config.json here)"))
+    if start.settings.server.api_keys:
+        rows.append(("API keys", ", ".join(start.settings.server.api_keys)))
+    for name, value in rows:
+        terminal.line(f"  {name:<15} {value}")
+    terminal.line()
+    show_models(cards, start.settings, terminal)
+
+
+def show_ready(addresses: Sequence[str], terminal: Terminal) -> None:
+    """The line after which requests are answered at once."""
+    terminal.line(f"Ready: {addresses[0]}/v1  (Ctrl+C stops)", style="bold green")
+
+
+def show_models(cards: Sequence[ModelCard], settings: Settings, terminal: Terminal) -> None:
+    """The table of usable models, then the others with their reason; a hint if there is none."""
+    usable = [card for card in cards if card.usable]
+    if usable:
+        terminal.table(HEADERS, [row(card) for card in usable])
+    unusable = [card for card in cards if not card.usable]
+    if unusable:
+        if usable:
+            terminal.line()
+        terminal.line("Cannot be used:", style="yellow")
+        for card in unusable:
+            terminal.item(card.id, card.problem or "unknown reason")
+    if not usable:
+        if unusable:
+            terminal.line()
+        for line in hint(settings):
+            terminal.line(line)
+
+
+def row(card: ModelCard) -> tuple[str, ...]:
+    """A usable model's line of the table, as HEADERS has it."""
+    return (
+        card.id,
+        card.kind.value,
+        gigabytes(card.size_bytes),
+        card.quantization or "-",
+        tokens(card.context_length),
+        gigabytes(card.required_bytes),
+    )
+
+
+def hint(settings: Settings) -> list[str]:
+    """What to do where no model can be used."""
+    folders = settings.defaults.model_directories()
+    shown = [
+        f"{short(folder)}{'' if folder.is_dir() else ' (does not exist)'}" for folder in folders
+    ]
+    model = "mlx-community/Qwen3-4B-Instruct-2507-4bit"
+    return [
+        f"No usable model in {', '.join(shown)}.",
+        f"  add one:          hf download {model} --local-dir {short(folders[0] / model)}",
+        "  look elsewhere:   mlx-router --model-dir DIR",
+        "  try without one:  mlx-router --demo",
+    ]
+
+
+def short(path: Path) -> str:
+    """The path with ~ for the home folder."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def backend(engine: str) -> str:
+    """The compute backend, without importing MLX (which takes seconds)."""
+    if engine == "scripted":
+        return "scripted: canned answers, no weights"
+    if sys.platform == "darwin":
+        return "MLX on Metal" if platform.machine() == "arm64" else "MLX (Intel: not supported)"
+    for name, device in (("mlx-cuda-13", "CUDA"), ("mlx-cuda-12", "CUDA"), ("mlx-cuda", "CUDA")):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return f"MLX on {device}"
+    return "MLX on CPU (slow: for trying out and tests)"

@@ -1,0 +1,1 @@
+"""What an operator sees of a running router: logs, and (in metrics) numbers."""

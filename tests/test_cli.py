@@ -1,0 +1,391 @@
+"""What the command line promises: it teaches, answers at once, and has exit codes that mean it."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mlx_router.cli.address import AddressUnusable, bind, urls
+from mlx_router.cli.main import main
+from mlx_router.cli.summary import HEADERS, Memory, Start, show_models, show_ready, show_summary
+from mlx_router.cli.terminal import Terminal, gigabytes, tokens
+from mlx_router.config import DefaultSettings, ServerSettings, Settings
+from mlx_router.domain import ModelCard, ModelKind
+from mlx_router.version import __version__
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+CARDS = [
+    ModelCard(
+        id="mlx-community/Qwen3-Coder-30B-A3B-Instruct-with-a-very-long-name-4bit",
+        path=Path("/models/coder"),
+        kind=ModelKind.TEXT,
+        architecture="qwen3_moe",
+        size_bytes=17_200_000_000,
+        quantization="4-bit",
+        context_length=262_144,
+        required_bytes=19_000_000_000,
+        supports_tools=True,
+    ),
+    ModelCard(
+        id="org/broken",
+        path=Path("/models/broken"),
+        kind=ModelKind.TEXT,
+        architecture="llama",
+        problem="model-00002-of-00003.safetensors is missing; download the model again, "
+        "for it cannot be loaded without this file",
+    ),
+]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def quiet_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLX_MODEL_DIR", "MLX_ROUTER_CONFIG", "MLX_ROUTER_PORT", "MLX_ROUTER_IP"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run_it(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run_it
+
+
+@pytest.fixture
+def manager_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Puts a manager in place that knows CARDS, and records how it is made."""
+    calls: list[dict[str, Any]] = []
+
+    class Manager:
+        def __init__(self, settings: Settings, **options: Any) -> None:
+            calls.append({"settings": settings, **options})
+
+        def cards(self) -> list[ModelCard]:
+            return CARDS
+
+    module = types.ModuleType("mlx_router.runtime.manager")
+    module.MLXModelManager = Manager  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlx_router.runtime.manager", module)
+    return calls
+
+
+# --- help, version, wrong use ---------------------------------------------------------------
+
+
+def test_version_and_help_import_nothing_heavy_and_answer_at_once() -> None:
+    heavy = ("mlx", "mlx_lm", "pydantic", "fastapi", "uvicorn", "rich", "transformers", "numpy")
+    script = (
+        "import sys; from mlx_router.cli.main import main; "
+        "codes = [main(['--version']), main(['--help']), main(['models', '--help'])]; "
+        f"sys.exit(repr(codes) + str([n for n in {heavy} if n in sys.modules]))"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.strip() == "[0, 0, 0][]"
+    assert done.stdout.startswith(f"mlx-router {__version__}\n")
+    assert time.monotonic() - began < 2  # 0.2 s where nothing else runs
+
+
+@pytest.mark.parametrize("words", [["main.py"], ["-m", "mlx_router"]])
+def test_main_py_and_the_package_do_the_same(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *words, "-v"], capture_output=True, text=True, cwd=CHECKOUT
+    )
+    assert (done.returncode, done.stdout) == (0, f"mlx-router {__version__}\n")
+
+
+def test_help_teaches_with_examples_commands_and_exit_codes(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for text in ("mlx-router --demo", "models ", "config ", "exit codes:", "--max-tokens", "/v1"):
+        assert text in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    for command in ("models", "config", "serve"):
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert "examples:" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["modles"], "unknown command 'modles'; did you mean models?"),
+        (["--prot", "8801"], "unknown option '--prot'; did you mean --port?"),
+        (["--demo", "--prot=8801"], "unknown option '--prot=8801'; did you mean --port?"),
+        (["models", "--jsn"], "unknown option '--jsn'; did you mean --json?"),
+        (["models", "extra"], "unknown argument 'extra'"),
+        (["config", "chek"], "invalid choice: 'chek'"),
+        (["config"], "are required: action"),
+        (["--port"], "expected one argument"),
+        (["--engine", "torch"], "invalid choice: 'torch'"),
+        (["-p", "99999"], "command line: server.port: 99999 is not allowed; use a whole number"),
+        (["-p", "many"], 'command line: server.port: "many" is not allowed'),
+        (["--timeout", "nan"], "command line: defaults.timeout: NaN is not allowed"),
+        (["--max-tokens", "0"], "command line: defaults.max_tokens: 0 is not allowed"),
+        (["--config", "no.json"], "no.json: there is no such file; check --config"),
+    ],
+)
+def test_wrong_use_is_one_clear_line_and_code_2(words: list[str], message: str, run: Run) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("mlx-router: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+# --- config ---------------------------------------------------------------------------------
+
+
+def test_config_check_finds_all_faults(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "my.json"
+    path.write_text('{"server": {"prot": 1, "port": "x"}}')
+    code, out, err = run("config", "check", str(path))
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 2
+    assert "did you mean port?" in err
+    path.write_text('{"models": {"a/b": {}}}')
+    assert run("config", "check", str(path)) == (0, f"{path}: fine (1 model entry)\n", "")
+    assert run("--config", str(path), "config", "check")[1] == f"{path}: fine (1 model entry)\n"
+    code, out, _ = run("config", "check")
+    assert code == 0
+    assert "defaults are in force" in out
+
+
+def test_config_show_prints_what_is_in_force_with_keys_masked(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"server": {"api_keys": {"me": "s3cret"}, "port": 1}}')
+    monkeypatch.setenv("MLX_ROUTER_PORT", "4444")
+    code, out, _ = run("config", "show")
+    assert code == 0
+    assert "s3cret" not in out
+    shown = json.loads(out)
+    assert shown["server"]["port"] == 4444
+    assert shown["server"]["api_keys"] == {"me": "***"}
+    assert shown["defaults"]["cache_size"] == 2
+
+
+def test_config_schema_prints_the_published_schema(run: Run) -> None:
+    code, out, _ = run("config", "schema")
+    assert code == 0
+    published = CHECKOUT / "mlx_router" / "config" / "config.schema.json"
+    assert out == published.read_text()
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+def test_models_lists_what_is_there_and_why_some_cannot_be_used(
+    run: Run, manager_calls: list[dict[str, Any]]
+) -> None:
+    code, out, _ = run("models", "--model-dir", "/a", "--model-dir", "/b", "--demo")
+    assert code == 0
+    (call,) = manager_calls
+    assert call["settings"].defaults.model_directory == ["/a", "/b"]
+    assert (call["engine"], call["demo"]) == ("mlx", True)
+    lines = out.splitlines()
+    assert lines[0].split() == list(HEADERS)
+    assert lines[1].split() == [CARDS[0].id, "text", "17.2", "GB", "4-bit", "256k", "19.0", "GB"]
+    assert "Cannot be used:" in lines
+    assert "org/broken: model-00002-of-00003.safetensors is missing" in out
+
+
+def test_options_may_stand_before_the_command(
+    run: Run, manager_calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "models").write_text('{"defaults": {"cache_size": 7}}')
+    code, out, _ = run("--config", "models", "--engine=scripted", "models", "--json")
+    assert code == 0
+    assert json.loads(out)["models"]
+    (call,) = manager_calls
+    assert call["settings"].defaults.cache_size == 7
+    assert call["engine"] == "scripted"
+
+
+def test_models_json_has_what_the_table_has(run: Run, manager_calls: list[Any]) -> None:
+    code, out, _ = run("models", "--json")
+    assert code == 0
+    good, bad = json.loads(out)["models"]
+    assert good["id"] == CARDS[0].id
+    assert (good["kind"], good["state"], good["problem"]) == ("text", "unloaded", None)
+    assert (good["size_bytes"], good["required_bytes"]) == (17_200_000_000, 19_000_000_000)
+    assert (good["context_length"], good["quantization"]) == (262_144, "4-bit")
+    assert bad["state"] == "unusable"
+    assert "is missing" in bad["problem"]
+
+
+def test_the_table_fits_80_columns_and_loses_nothing() -> None:
+    out = io.StringIO()
+    show_models(CARDS, Settings(), Terminal(out, width=80))
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    names = "".join(line.split()[0] for line in lines[1 : lines.index("")])
+    assert names == CARDS[0].id
+    squeezed = re.sub(r"\s", "", out.getvalue())
+    assert CARDS[1].problem is not None
+    assert re.sub(r"\s", "", CARDS[1].problem) in squeezed
+    assert "256k" in lines[1]
+    assert lines == [line.rstrip() for line in lines]
+
+
+def test_sizes_and_contexts_are_written_as_people_read_them() -> None:
+    assert [gigabytes(size) for size in (0, 900_000, 1_500_000, 2_345_000_000)] == [
+        "0 kB", "900 kB", "2 MB", "2.3 GB",
+    ]  # fmt: skip
+    assert [tokens(count) for count in (0, 4096, 40_960, 5000)] == ["0", "4k", "40k", "5000"]
+
+
+# --- the summary at start -------------------------------------------------------------------
+
+
+def summary(cards: list[ModelCard], start: Start) -> str:
+    out = io.StringIO()
+    terminal = Terminal(out)
+    show_summary(start, cards, terminal)
+    show_ready(start.addresses, terminal)
+    return out.getvalue()
+
+
+def test_the_summary_says_all_one_needs_to_connect() -> None:
+    start = Start(
+        Settings(server=ServerSettings(api_keys={"phone": "s3cret"})),
+        ["http://127.0.0.1:8800", "http://192.168.1.5:8800"],
+        memory=Memory(total=32_000_000_000, available=20_000_000_000, budget=20_000_000_000),
+        config=Path("my.json"),
+    )
+    shown = summary(CARDS, start)
+    for text in (
+        f"MLX Router {__version__}",
+        "http://127.0.0.1:8800/v1",
+        "http://192.168.1.5:8800/v1",
+        "http://127.0.0.1:8800/docs",
+        "32.0 GB, 20.0 GB available, 20.0 GB budget",
+        "my.json",
+        "phone",
+        "256k",
+        "model-00002-of-00003.safetensors is missing",
+        "Ready: http://127.0.0.1:8800/v1",
+    ):
+        assert text in shown
+    assert "s3cret" not in shown
+    assert "\x1b" not in shown
+
+
+def test_an_empty_model_folder_gets_a_hint_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "nothing"
+    settings = Settings(defaults=DefaultSettings(model_directory=[str(folder)]))
+    shown = summary([], Start(settings, ["http://127.0.0.1:1"]))
+    assert f"No usable model in {folder} (does not exist)." in shown
+    assert "mlx-router --demo" in shown
+    assert f"hf download mlx-community/Qwen3-4B-Instruct-2507-4bit --local-dir {folder}" in shown
+    assert "No usable model" not in summary(CARDS, Start(settings, ["http://127.0.0.1:1"]))
+
+
+def test_names_from_files_cannot_steer_the_terminal() -> None:
+    card = ModelCard(
+        id="evil\x1b[2J[bold]",
+        path=Path("x"),
+        kind=ModelKind.TEXT,
+        architecture="\x1b",
+        problem="bad \x1b]0;title\x07 name",
+    )
+    shown = summary([card], Start(Settings(), ["http://127.0.0.1:1"]))
+    assert "\x1b" not in shown
+    assert "evil?[2J[bold]: bad ?]0;title? name" in shown
+
+
+# --- the address ----------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_one_clear_line_and_code_3(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "mlx_router", "--ip", "127.0.0.1", "-p", str(port)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(CHECKOUT), "PATH": "", "HOME": str(tmp_path)},
+        )
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith(f"mlx-router: port {port} is in use")
+    assert f"-p {port + 1}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("ip", ["300.1.1.1", "no such host", "192.0.2.77"])
+def test_an_ip_that_cannot_be_used_says_what_to_use(ip: str) -> None:
+    with pytest.raises(AddressUnusable, match=r"use --ip 127\.0\.0\.1"):
+        bind(ip, 0)
+
+
+def test_addresses_can_be_pasted() -> None:
+    with bind("127.0.0.1", 0) as one:
+        assert urls(one) == [f"http://127.0.0.1:{one.getsockname()[1]}"]
+    with bind("0.0.0.0", 0) as every:
+        assert urls(every)[0] == f"http://127.0.0.1:{every.getsockname()[1]}"
+    with bind("::1", 0) as six:
+        assert urls(six) == [f"http://[::1]:{six.getsockname()[1]}"]
+
+
+# --- the real thing -------------------------------------------------------------------------
+
+WHOLE = all(
+    importlib.util.find_spec(name) for name in ("mlx_router.runtime.manager", "mlx_router.api.app")
+)
+
+
+@pytest.mark.skipif(not WHOLE, reason="the manager or the app is not there yet")
+def test_it_serves_says_so_and_ends_with_code_0(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mlx_router",
+            "--engine",
+            "scripted",
+            "--ip",
+            "127.0.0.1",
+            "-p",
+            "0",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(CHECKOUT), "PATH": "", "HOME": str(tmp_path)},
+    )
+    try:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while not (lines and lines[-1].startswith("Ready: ")):
+            line = process.stdout.readline()
+            assert line, process.communicate()
+            lines.append(line)
+        url = lines[-1].split()[1].removesuffix("/v1")
+        assert httpx.get(f"{url}/health").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        assert "shutting down" in (tmp_path / "logs" / "mlx_router.log").read_text()
+    finally:
+        process.kill()
+        process.communicate()
