@@ -203,7 +203,10 @@ def test_models_lists_what_is_there_and_why_some_cannot_be_used(
     assert (call["engine"], call["demo"]) == ("mlx", True)
     lines = out.splitlines()
     assert lines[0].split() == list(HEADERS)
-    assert lines[1].split() == [CARDS[0].id, "text", "17.2", "GB", "4-bit", "256k", "19.0", "GB"]
+    good = [CARDS[0].id, "text", "17.2", "GB", "4-bit", "256k", "19.0", "GB", "available"]
+    assert lines[1].split() == good
+    assert lines[2].split()[0] == "org/broken"
+    assert lines[2].split()[-1] == "unusable"
     assert "Cannot be used:" in lines
     assert "org/broken: model-00002-of-00003.safetensors is missing" in out
 
@@ -238,7 +241,7 @@ def test_the_table_fits_80_columns_and_loses_nothing() -> None:
     lines = out.getvalue().splitlines()
     assert max(len(line) for line in lines) <= 80
     names = "".join(line.split()[0] for line in lines[1 : lines.index("")])
-    assert names == CARDS[0].id
+    assert names == CARDS[0].id + CARDS[1].id
     squeezed = re.sub(r"\s", "", out.getvalue())
     assert CARDS[1].problem is not None
     assert re.sub(r"\s", "", CARDS[1].problem) in squeezed

@@ -14,7 +14,7 @@ from mlx_router.config.settings import Settings
 from mlx_router.domain import ModelCard
 from mlx_router.version import __version__
 
-HEADERS = ("model", "kind", "size", "quant", "context", "needs")
+HEADERS = ("model", "kind", "size", "quant", "context", "needs", "state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,13 @@ def show_ready(addresses: Sequence[str], terminal: Terminal) -> None:
 
 
 def show_models(cards: Sequence[ModelCard], settings: Settings, terminal: Terminal) -> None:
-    """The table of usable models, then the others with their reason; a hint if there is none."""
+    """The table of the models, then why some cannot be used; a hint if there is no usable one."""
+    if cards:
+        terminal.table(HEADERS, [row(card) for card in cards])
     usable = [card for card in cards if card.usable]
-    if usable:
-        terminal.table(HEADERS, [row(card) for card in usable])
     unusable = [card for card in cards if not card.usable]
     if unusable:
-        if usable:
-            terminal.line()
+        terminal.line()
         terminal.line("Cannot be used:", style="yellow")
         for card in unusable:
             terminal.item(card.id, card.problem or "unknown reason")
@@ -88,14 +87,15 @@ def show_models(cards: Sequence[ModelCard], settings: Settings, terminal: Termin
 
 
 def row(card: ModelCard) -> tuple[str, ...]:
-    """A usable model's line of the table, as HEADERS has it."""
+    """A model's line of the table, as HEADERS has it."""
     return (
         card.id,
         card.kind.value,
         gigabytes(card.size_bytes),
         card.quantization or "-",
-        tokens(card.context_length),
-        gigabytes(card.required_bytes),
+        tokens(card.context_length) if card.usable else "-",
+        gigabytes(card.required_bytes) if card.usable else "-",
+        "available" if card.usable else "unusable",
     )
 
 
