@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
+GIB = 2**30  # bytes in a GB, as memory is counted here: in settings, logs, tables and answers
+
 # --- models ---------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from mlx_router.cli.main import main
 from mlx_router.cli.summary import HEADERS, Memory, Start, show_models, show_ready, show_summary
 from mlx_router.cli.terminal import Terminal, gigabytes, tokens
 from mlx_router.config import DefaultSettings, ServerSettings, Settings
-from mlx_router.domain import ModelCard, ModelKind
+from mlx_router.domain import GIB, ModelCard, ModelKind
 from mlx_router.version import __version__
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -203,7 +203,7 @@ def test_models_lists_what_is_there_and_why_some_cannot_be_used(
     assert (call["engine"], call["demo"]) == ("mlx", True)
     lines = out.splitlines()
     assert lines[0].split() == list(HEADERS)
-    good = [CARDS[0].id, "text", "17.2", "GB", "4-bit", "256k", "19.0", "GB", "available"]
+    good = [CARDS[0].id, "text", "16.0", "GB", "4-bit", "256k", "17.7", "GB", "available"]
     assert lines[1].split() == good
     assert lines[2].split()[0] == "org/broken"
     assert lines[2].split()[-1] == "unusable"
@@ -250,7 +250,7 @@ def test_the_table_fits_80_columns_and_loses_nothing() -> None:
 
 
 def test_sizes_and_contexts_are_written_as_people_read_them() -> None:
-    assert [gigabytes(size) for size in (0, 900_000, 1_500_000, 2_345_000_000)] == [
+    assert [gigabytes(int(size)) for size in (0, 900 * 2**10, 1.6 * 2**20, 2.34 * GIB)] == [
         "0 kB", "900 kB", "2 MB", "2.3 GB",
     ]  # fmt: skip
     assert [tokens(count) for count in (0, 4096, 40_960, 5000)] == ["0", "4k", "40k", "5000"]
@@ -271,7 +271,7 @@ def test_the_summary_says_all_one_needs_to_connect() -> None:
     start = Start(
         Settings(server=ServerSettings(api_keys={"phone": "s3cret"})),
         ["http://127.0.0.1:8800", "http://192.168.1.5:8800"],
-        memory=Memory(total=32_000_000_000, available=20_000_000_000, budget=20_000_000_000),
+        memory=Memory(total=32 * GIB, available=20 * GIB, budget=20 * GIB),
         config=Path("my.json"),
     )
     shown = summary(CARDS, start)

@@ -21,6 +21,7 @@ from mlx_router.cli.parser import (
     add_model_sources,
     overrides,
 )
+from mlx_router.domain import GIB
 from mlx_router.errors import RouterError
 from mlx_router.version import __version__
 
@@ -125,7 +126,7 @@ def _serve(
             available=snapshot.available,
             budget=MemoryPolicy.default_threshold(snapshot.total)
             if budget is None
-            else int(budget * 1e9),
+            else int(budget * GIB),
         ),
         config=config,
         engine=arguments.engine,

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from mlx_router.domain import GIB
+
 PIPE_WIDTH = 200
 
 
@@ -76,9 +78,9 @@ def _printable(text: str) -> str:
 
 def gigabytes(size: int) -> str:
     """Bytes as people read them: ``2.3 GB``."""
-    if size >= 1_000_000_000:
-        return f"{size / 1e9:.1f} GB"
-    return f"{size / 1e6:.0f} MB" if size >= 1_000_000 else f"{size / 1e3:.0f} kB"
+    if size >= GIB:
+        return f"{size / GIB:.1f} GB"
+    return f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size / 2**10:.0f} kB"
 
 
 def tokens(count: int) -> str:

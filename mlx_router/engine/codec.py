@@ -20,6 +20,18 @@ log = logging.getLogger(__name__)
 # mlx-lm's name for a tool-call format -> the family of mlx_router.parsing that reads it.
 _TOOL_FORMATS = {"json_tools": "hermes"}
 
+# What a template gets from us, whatever a client sends.
+_OWN_TEMPLATE_KEYS = ("messages", "tools", "add_generation_prompt", "tokenize")
+
+# The tool-call format of the built-in templates.
+_TEMPLATE_TOOL_FORMATS = {
+    "chatml": "hermes",
+    "qwen": "hermes",
+    "phi4": "hermes",
+    "llama3": "llama3_json",
+    "generic": "json",
+}
+
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -55,7 +67,7 @@ class MLXCodec:
         self.markers = OutputMarkers(
             think_start=self._tokenizer.think_start,
             think_end=self._tokenizer.think_end,
-            tool_format=self._tool_format(),
+            tool_format=self._tool_format(template),
         )
         self.generation_defaults: Mapping[str, Any] = _generation_defaults(card)
 
@@ -64,7 +76,11 @@ class MLXCodec:
         use_tools = bool(prompt.tools) and prompt.tool_choice != "none"
         template = self._templates.get("tool_use" if use_tools else "default")
         template = template or self._templates.get("default")
-        kwargs = dict(prompt.template_kwargs)
+        kwargs = {
+            key: value
+            for key, value in prompt.template_kwargs.items()
+            if key not in _OWN_TEMPLATE_KEYS
+        }
         if prompt.reasoning_effort is not None:
             kwargs.setdefault("reasoning_effort", prompt.reasoning_effort)
         messages = template_messages(prompt)
@@ -117,7 +133,9 @@ class MLXCodec:
             sources = own or {}
         return {key: ChatTemplate(text, special_tokens=tokens) for key, text in sources.items()}
 
-    def _tool_format(self) -> str | None:
+    def _tool_format(self, template: str | None) -> str | None:
+        if template is not None:
+            return _TEMPLATE_TOOL_FORMATS.get(template)
         name: str | None = self._tokenizer.init_kwargs.get("tool_parser_type")
         return _TOOL_FORMATS.get(name, name) if name else None
 

@@ -13,6 +13,8 @@ from unittest.mock import patch
 
 import mlx.core as mx
 
+from mlx_router.domain import GIB
+
 Backend = Literal["metal", "cuda", "cpu"]
 WiredLimit = float | Literal["off", "recommended"]
 
@@ -57,7 +59,7 @@ def apply_wired_limit(limit: WiredLimit) -> None:
     elif limit == "recommended":
         mx.set_wired_limit(int(recommended))
     else:
-        mx.set_wired_limit(min(int(limit * 2**30), int(recommended)))
+        mx.set_wired_limit(min(int(limit * GIB), int(recommended)))
 
 
 def give_memory_back() -> None:

@@ -52,7 +52,7 @@ class Sampler:
         if self._min_p is not None:
             least = scores.max(axis=-1, keepdims=True) + self._min_p
             scores = mx.where(scores < least, -mx.inf, scores)
-        chosen = mx.random.categorical(scores * self._scale, axis=-1, key=self._next_key())
+        chosen = mx.random.categorical(scores * self._scale, key=self._next_key())
         if ids is not None:
             chosen = mx.take_along_axis(ids, mx.expand_dims(chosen, -1), axis=-1).squeeze(-1)
         return chosen
@@ -62,7 +62,8 @@ class Sampler:
         mixed = (self._seed + (self._position + 1) * 0x9E3779B97F4A7C15) & _MASK_64
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
         self._position += 1
-        return mx.random.key(mixed)
+        key: mx.array = mx.random.key(mixed)
+        return key
 
 
 def make_sampler(sampling: Sampling, position: int = 0) -> Sampler | None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mlx_router.domain import ModelCard, ModelKind, Pressure
+from mlx_router.domain import GIB, ModelCard, ModelKind, Pressure
 from mlx_router.memory.probe import MemorySnapshot
 
-GIB = 2**30
 DEFAULT_THRESHOLD_SHARE = 0.625
 
 ORDER = tuple(Pressure)  # from normal to critical

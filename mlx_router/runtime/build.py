@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mlx_router.catalog.catalog import Catalog, ModelOverride
 from mlx_router.config.settings import ModelSettings, Settings
-from mlx_router.domain import ModelCard
+from mlx_router.domain import GIB, ModelCard
 from mlx_router.engine.base import EngineFactory
 from mlx_router.memory.monitor import ResourceMonitor
-from mlx_router.memory.policy import GIB, MemoryPolicy
+from mlx_router.memory.policy import MemoryPolicy
 from mlx_router.memory.probe import SystemProbe
 
 DEMO_MODEL = "demo"

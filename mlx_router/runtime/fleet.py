@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from mlx_router.domain import ModelCard, ModelState
+from mlx_router.domain import GIB, ModelCard, ModelState
 from mlx_router.engine.base import EngineFactory
 from mlx_router.errors import (
     EngineFailed,
@@ -230,7 +230,7 @@ class Fleet:
     # --- loading ----------------------------------------------------------------------------
 
     def _load(self, card: ModelCard) -> None:
-        log.info("loading %s (%.2f GB)", card.id, card.weight_bytes / 1e9)
+        log.info("loading %s (%.2f GB)", card.id, card.weight_bytes / GIB)
 
         def report(message: Report) -> None:
             # The loop is closed when the process ends while a load hangs: nobody listens then.
@@ -282,7 +282,7 @@ class Fleet:
             "loaded %s in %.2f s, %.2f GB%s",
             resident.card.id,
             time.monotonic() - resident.load_started,
-            resident.model.memory_bytes / 1e9,
+            resident.model.memory_bytes / GIB,
             "" if resident.model.batches else ", one request at a time",
         )
         self._apply(self._event("on_loaded", resident.card.id, resident.model.memory_bytes))

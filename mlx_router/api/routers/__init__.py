@@ -1,0 +1,1 @@
+"""One router a file; each is served with and without the /v1 prefix."""

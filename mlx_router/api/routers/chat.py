@@ -1,0 +1,105 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mlx_router.api.body import read_json
+from mlx_router.api.chat_answer import ChatAnswer
+from mlx_router.api.chat_chunks import ChatChunks
+from mlx_router.api.openapi import errors, json_body
+from mlx_router.api.schemas.answers import ChatCompletion
+from mlx_router.api.schemas.chat import ChatCompletionRequest
+from mlx_router.api.service import service_of
+from mlx_router.api.stream import StreamingAnswer, unless_client_leaves
+from mlx_router.api.translate import ChatCall, chat_call
+from mlx_router.api.wire import dumps, header_value, started_headers
+
+router = APIRouter(tags=["chat"])
+
+_EXAMPLES = {
+    "simple": {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 50},
+    "streaming": {
+        "model": "mlx-community/Qwen3-4B-4bit",
+        "messages": [{"role": "user", "content": "Say hello."}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    "tools": {
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [
+            {
+                "type": "function",
+                "function": {
+                    "name": "get_weather",
+                    "description": "The weather in a city",
+                    "parameters": {
+                        "type": "object",
+                        "properties": {"city": {"type": "string"}},
+                        "required": ["city"],
+                    },
+                },
+            }
+        ],
+    },
+}
+
+
+@router.post(
+    "/chat/completions",
+    summary="Answer a chat",
+    operation_id="create_chat_completion",
+    response_class=Response,
+    responses={
+        200: {
+            "model": ChatCompletion,
+            "description": "The answer; with `stream: true`, chunks as server-sent events.",
+            "content": {
+                "application/json": {},
+                "text/event-stream": {"schema": {"type": "string"}},
+                "application/x-ndjson": {"schema": {"type": "string"}},
+            },
+        },
+        **errors(400, 401, 403, 404, 413, 429, 500, 503, 504),
+    },
+    openapi_extra=json_body(ChatCompletionRequest, _EXAMPLES),
+)
+async def create_chat_completion(request: Request) -> Response:
+    """A chat with a model: OpenAI's request and answer, with a few extensions.
+
+    A model that is not in memory is loaded first. `max_tokens` is clamped to what the model, the
+    context and the memory allow; the header `x-mlx-router-max-tokens` says so.
+    """
+    service = service_of(request)
+    data = await read_json(request.receive)
+    call = chat_call(data, service.settings, request.scope.get("mlx_router.request_id", ""))
+    headers = _notes(call)
+
+    def shows_reasoning(model: str) -> bool:
+        return service.settings.for_model(model).reasoning_response != "disable"
+
+    if call.stream:
+        return StreamingAnswer(
+            service.generate(call.request),
+            ChatChunks(call, shows_reasoning),
+            keep_alive_seconds=service.settings.server.keep_alive_seconds,
+            headers=headers,
+        )
+    answer = ChatAnswer(call)
+    await unless_client_leaves(request.receive, answer.gather(service.generate(call.request)))
+    headers.update(started_headers(answer.started))
+    if answer.timed_out:
+        headers["x-mlx-router-timed-out"] = "true"
+    body = dumps(answer.body(shows_reasoning))
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _notes(call: ChatCall) -> dict[str, str]:
+    """Headers about what was left out of the request."""
+    headers = {}
+    if call.ignored:
+        headers["x-mlx-router-ignored"] = header_value(",".join(name[:64] for name in call.ignored))
+    if call.warnings:
+        headers["x-mlx-router-warning"] = header_value("; ".join(call.warnings))
+    return headers

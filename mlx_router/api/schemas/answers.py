@@ -1,0 +1,210 @@
+"""What the API answers, for the OpenAPI description only: answers are written without pydantic,
+and the tests hold them against these models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(Answer):
+    """Every error, as OpenAI writes it."""
+
+    error: ErrorDetail
+
+
+# --- chat -----------------------------------------------------------------------------------
+
+
+class CalledFunctionOut(Answer):
+    name: str
+    arguments: str = Field(description="JSON text.")
+
+
+class ToolCallOut(Answer):
+    id: str
+    type: Literal["function"]
+    function: CalledFunctionOut
+
+
+class AssistantMessage(Answer):
+    role: Literal["assistant"]
+    content: str | None = Field(description="Null if there are tool calls only.")
+    refusal: None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallOut] | None = None
+
+
+class TopLogprob(Answer):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobOut(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(Answer):
+    content: list[TokenLogprobOut]
+    refusal: None = None
+
+
+class Choice(Answer):
+    index: int
+    message: AssistantMessage
+    logprobs: ChoiceLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    token_ids: list[int] | None = None
+
+
+class PromptTokensDetails(Answer):
+    cached_tokens: int
+
+
+class CompletionTokensDetails(Answer):
+    reasoning_tokens: int
+
+
+class UsageOut(Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class TimingsOut(Answer):
+    """Milliseconds, and tokens per second. prompt_n: computed, cache_n: reused prompt tokens."""
+
+    queue_ms: float
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float
+
+
+class ChatCompletion(Answer):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: UsageOut
+    system_fingerprint: str
+    timings: TimingsOut
+    prompt_token_ids: list[int] | None = None
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+class Capabilities(Answer):
+    chat: bool
+    tools: bool
+    vision: bool
+    reasoning: bool
+    embeddings: bool
+
+
+class MemoryRequirements(Answer):
+    required_gb: float
+    can_load_now: bool
+    load_status_reason: str
+
+
+class ModelParameters(Answer):
+    max_tokens: int = Field(description="Of one answer, before memory pressure.")
+    chat_template: str | None
+
+
+class ModelObject(Answer):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    context_window: int
+    kind: Literal["text", "vision", "embedding", "reranker"]
+    capabilities: Capabilities
+    state: str
+    aliases: list[str]
+    pinned: bool
+    quantization: str | None
+    size_bytes: int
+    memory_requirements: MemoryRequirements
+    parameters: ModelParameters
+    problem: str | None = Field(None, description="Why it cannot be used, if so.")
+
+
+class MemoryStatus(Answer):
+    available_gb: float
+    pressure: Literal["normal", "moderate", "high", "critical"]
+    recommended_model: str | None
+
+
+class ModelList(Answer):
+    object: Literal["list"]
+    data: list[ModelObject]
+    memory_status: MemoryStatus
+
+
+# --- health ---------------------------------------------------------------------------------
+
+
+class Memory(Answer):
+    total_gb: float
+    available_gb: float
+    used_gb: float
+    used_percent: float
+    free_gb: float
+    buffers_gb: float
+    cached_gb: float
+    swap_total_gb: float
+    swap_used_gb: float
+    swap_percent: float
+    fragmentation_score: float
+
+
+class MemoryHealth(Answer):
+    fragmentation_score: float
+    swap_pressure: Literal["low", "high"]
+    can_load_models: list[str]
+
+
+class LoadedModelOut(Answer):
+    id: str
+    state: str
+    memory_gb: float
+    active_requests: int
+    waiting_requests: int
+    idle_seconds: float
+
+
+class Health(Answer):
+    status: Literal["healthy", "warning", "degraded", "critical"]
+    version: str
+    current_model: str | None
+    uptime_seconds: float | None = None
+    request_count: int | None = None
+    memory: Memory | None = None
+    memory_pressure: Literal["normal", "moderate", "high", "critical"] | None = None
+    memory_health: MemoryHealth | None = None
+
+
+class HealthDetails(Health):
+    loaded_models: list[LoadedModelOut]

@@ -1,0 +1,101 @@
+"""Small pieces of an answer that streamed and whole answers share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from secrets import token_hex
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from mlx_router.domain import Completed, Started, TokenLogprob, Usage
+from mlx_router.version import __version__
+
+SYSTEM_FINGERPRINT = "fp_" + hashlib.sha256(__version__.encode()).hexdigest()[:10]
+_MIN_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON does not have
+_MAX_HEADER = 400
+
+
+def answer_id() -> str:
+    return f"chatcmpl-{token_hex(12)}"
+
+
+def dumps(value: object) -> bytes:
+    """JSON; a lone surrogate, which UTF-8 cannot say, becomes a question mark."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        if isinstance(value, str):
+            return orjson.dumps(value.encode(errors="replace").decode())
+        raise
+
+
+def header_value(text: str) -> str:
+    """``text`` as a header can carry it: printable ASCII, the rest percent-encoded, cut."""
+    return quote(text, safe=" !#$&'()*+,/:;=?@[]~|<>^`{}\"", errors="replace")[:_MAX_HEADER]
+
+
+def usage_dict(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def timings_dict(done: Completed) -> dict[str, Any]:
+    """The ``timings`` extension, under llama.cpp's names; milliseconds and tokens per second.
+
+    ``prompt_n`` counts the prompt tokens that were computed, ``cache_n`` those that were reused.
+    """
+    usage, timings = done.usage, done.timings
+    computed = usage.prompt_tokens - usage.cached_tokens
+    return {
+        "queue_ms": round(timings.queued * 1e3, 3),
+        "cache_n": usage.cached_tokens,
+        "prompt_n": computed,
+        "prompt_ms": round(timings.prefill * 1e3, 3),
+        "prompt_per_second": _rate(computed, timings.prefill),
+        "predicted_n": usage.completion_tokens,
+        "predicted_ms": round(timings.decode * 1e3, 3),
+        "predicted_per_second": _rate(usage.completion_tokens, timings.decode),
+    }
+
+
+def logprobs_list(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    return [
+        {
+            **_token(item.text, item.logprob),
+            "top_logprobs": [_token(text, logprob) for _, text, logprob in item.top],
+        }
+        for item in logprobs
+    ]
+
+
+def started_headers(started: Started | None) -> dict[str, str]:
+    """Which model answers, and why with fewer tokens than asked for, if so."""
+    if started is None:
+        return {}
+    headers = {"x-mlx-router-model": header_value(started.model)}
+    if started.clamped is not None:
+        headers["x-mlx-router-max-tokens"] = str(started.max_tokens)
+        headers["x-mlx-router-clamped"] = header_value(started.clamped)
+    return headers
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    data = text.encode(errors="replace")
+    return {
+        "token": data.decode(),
+        # not >=, so that a NaN ends up here as well
+        "logprob": logprob if logprob > _MIN_LOGPROB else _MIN_LOGPROB,
+        "bytes": list(data),
+    }
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    return round(tokens / seconds, 2) if seconds > 0 else 0.0
