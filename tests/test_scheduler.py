@@ -163,8 +163,40 @@ def test_after_a_death_waiters_get_a_new_load() -> None:
     scheduler.on_request(1, Wanted("a", GB), 0.0)
     scheduler.on_loaded("a", GB, 0.0)
     scheduler.on_request(2, Wanted("a", GB), 0.0)
-    assert scheduler.on_died("a", 1.0) == [Load("a")]
+    assert scheduler.on_died("a", 1.0) == []  # its memory is not back yet
+    assert scheduler.on_request(3, Wanted("a", GB), 1.0) == []
     assert scheduler.on_done(1, 2.0) == []
+    assert scheduler.on_unloaded("a", 3.0) == [Load("a")]
+
+
+def test_a_load_under_way_is_not_counted_twice() -> None:
+    """What it has taken already is missing from the free memory; it is asked again later."""
+    scheduler = make(cache_size=2, free=64 * GB)
+    scheduler.on_request(1, Wanted("a", 30 * GB), 0.0)
+    scheduler.on_memory(Room(36 * GB))  # nearly loaded
+    assert scheduler.on_request(2, Wanted("b", 40 * GB), 1.0) == []
+    assert scheduler.on_loaded("a", 30 * GB, 2.0) == [Grant(1, "a")]
+    assert scheduler.on_done(1, 3.0) == [Unload("a")]
+
+
+def test_a_yielding_model_takes_newcomers_again_when_the_waiter_is_rejected() -> None:
+    scheduler = make(cache_size=1, patience=0.0)
+    scheduler.on_request(1, Wanted("a", GB), 0.0)
+    scheduler.on_loaded("a", GB, 0.0)
+    scheduler.on_request(2, Wanted("b", GB), 1.0)
+    assert scheduler.on_request(3, Wanted("a", GB), 2.0) == []  # a yields
+    scheduler.on_memory(Room(-10 * GB))
+    rejected, granted = scheduler.on_tick(3.0)
+    assert isinstance(rejected, Reject)
+    assert granted == Grant(3, "a")
+
+
+def test_an_unload_request_during_a_load_is_carried_out_after_it() -> None:
+    scheduler = make()
+    scheduler.on_request(1, Wanted("a", GB), 0.0)
+    scheduler.on_cancel(1, 0.5)
+    assert scheduler.on_unload_request("a", 1.0) == []
+    assert scheduler.on_loaded("a", GB, 2.0) == [Unload("a")]
 
 
 class Machine(RuleBasedStateMachine):
@@ -248,7 +280,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
         model = data.draw(st.sampled_from(self.in_phase(Phase.READY)))
-        self.phases[model] = Phase.ABSENT
+        self.phases[model] = Phase.UNLOADING
         self.granted = {r: m for r, m in self.granted.items() if m != model}
         self.update_room()
         self.apply(self.scheduler.on_died(model, self.now))

@@ -136,6 +136,48 @@ def test_a_step_that_fails_again_fails_all_of_the_batch_and_the_engine_lives(
     assert tokens(driver.run(jobs())) == expected
 
 
+class PoisonedRunner(FailingRunner):
+    """Fails at every step while the job 99 is in it, having computed it."""
+
+    def step(self) -> list[StepResult]:
+        results: list[StepResult] = self._inner.step()
+        if 99 in self._inner._uids:
+            raise RuntimeError("injected")
+        return results
+
+
+def test_a_job_that_fails_at_every_step_costs_the_others_two_recoveries_at_most(
+    drive: Callable[[Path], Driver], tiny_models: Path
+) -> None:
+    driver = drive(tiny_models / "tiny" / "llama")
+    expected = tokens(driver.run(jobs()))
+    engine, make = driver.engine, driver.engine._make_runner
+    made = []
+
+    def make_poisoned(batches: bool) -> Any:
+        made.append(PoisonedRunner(make(batches), set()))
+        return made[-1]
+
+    engine._make_runner = make_poisoned  # type: ignore[method-assign]
+    engine._runner = make_poisoned(True)
+    poison = Job(id=99, prompt=[1, 2, 3], max_tokens=5, sampling=Sampling())
+    results = driver.run([poison])
+    assert results[99][-1].error
+    assert len(made) <= 3
+    assert tokens(driver.run(jobs())) == expected
+
+
+def test_a_job_that_is_not_taken_fails_alone(
+    drive: Callable[[Path], Driver], tiny_models: Path
+) -> None:
+    driver = drive(tiny_models / "tiny" / "llama")
+    expected = tokens(driver.run(jobs()))
+    bad = Job(id=99, prompt=[1, 2], max_tokens=0, sampling=Sampling())
+    results = driver.run([*jobs(), bad])
+    assert results.pop(99)[-1].error
+    assert tokens(results) == expected
+
+
 def make_gemma2(folder: Path, tokenizer_of: Path) -> Path:
     """Its attention mixes up the rows of a batch: see mlx_router/engine/probe.py."""
     from mlx_lm.utils import _get_classes, save_model

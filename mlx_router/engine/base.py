@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from mlx_router.domain import ChatPrompt, FinishReason, ModelCard
+from mlx_router.domain import ChatPrompt, FinishReason, ModelCard, SamplingOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,12 @@ class OutputMarkers:
 
 
 class TextCodec(Protocol):
-    """Text to ids and back for one model; safe to use from several threads at once."""
+    """Text to ids and back for one model; safe to use from several threads at once. ``sampling``
+    is what the model's makers advise."""
 
     markers: OutputMarkers
     eos_ids: frozenset[int]
-    generation_defaults: Mapping[str, Any]
+    sampling: SamplingOptions
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:
         """Render with the model's chat template and tokenise. Raises InvalidRequest."""

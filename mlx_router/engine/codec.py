@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_router.domain import ChatPrompt, ModelCard
+from mlx_router.domain import ChatPrompt, ModelCard, SamplingOptions
 from mlx_router.engine import device
 from mlx_router.engine.base import OutputMarkers
 from mlx_router.errors import InvalidRequest, ModelCorrupt
@@ -32,7 +32,13 @@ _TEMPLATE_TOOL_FORMATS = {
     "generic": "json",
 }
 
-_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_ADVISED = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+}
 
 
 class MLXCodec:
@@ -69,7 +75,7 @@ class MLXCodec:
             think_end=self._tokenizer.think_end,
             tool_format=self._tool_format(template),
         )
-        self.generation_defaults: Mapping[str, Any] = _generation_defaults(card)
+        self.sampling = _advised_sampling(card)
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:
         # A list of tools picks the template "tool_use" where a model has one.
@@ -141,10 +147,8 @@ class MLXCodec:
 
 
 class MLXDetokenizer:
-    """mlx-lm's streaming detokenizer, made safe: it never raises and never shows half a character.
-
-    It gives the text that mlx_lm.generate gives for the same tokens.
-    """
+    """mlx-lm's streaming detokenizer, made safe: it never raises, and holds a character back until
+    all of its bytes are there. It gives the text that mlx_lm.generate gives for the same tokens."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -154,32 +158,32 @@ class MLXDetokenizer:
         try:
             inner.add_token(token)
             segment: str = inner.last_segment
-        except (IndexError, KeyError, TypeError, UnicodeError):
-            return ""  # an id in the padding of the vocabulary has no text
+        except Exception:
+            return ""  # such as an id in the padding of the vocabulary, which has no text
         return segment
 
     def finish(self) -> str:
         try:
             self._inner.finalize()
             segment: str = self._inner.last_segment
-        except (IndexError, KeyError, TypeError, UnicodeError):
+        except Exception:
             return ""
         return segment.rstrip("\ufffd")
 
 
-def _generation_defaults(card: ModelCard) -> dict[str, Any]:
+def _advised_sampling(card: ModelCard) -> SamplingOptions:
     """Sampling as the model's makers advise it (generation_config.json)."""
     try:
         stated = json.loads((card.path / "generation_config.json").read_text())
     except (OSError, ValueError):
-        return {}
+        return SamplingOptions()
     if not isinstance(stated, dict):
-        return {}
-    defaults = {
-        key: stated[key]
-        for key in _SAMPLING_KEYS
+        return SamplingOptions()
+    values: dict[str, Any] = {
+        key: kind(stated[key])
+        for key, kind in _ADVISED.items()
         if isinstance(stated.get(key), int | float) and not isinstance(stated[key], bool)
     }
     if stated.get("do_sample") is False:
-        defaults["temperature"] = 0.0
-    return defaults
+        values["temperature"] = 0.0
+    return SamplingOptions(**values)

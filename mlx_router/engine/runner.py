@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_router.domain import FinishReason
 from mlx_router.engine.base import Job, StepResult
@@ -19,10 +18,12 @@ from mlx_router.engine.base import Job, StepResult
 
 @dataclass(slots=True)
 class LiveSequence:
-    """A job and how far it has come. After a failed step it goes on from ``tokens``."""
+    """A job and how far it has come. After a failed step it goes on from ``tokens``; ``retried``:
+    it has, and no token has come of it since."""
 
     job: Job
     tokens: list[int] = field(default_factory=list)
+    retried: bool = False
 
     @property
     def context(self) -> list[int]:
@@ -65,9 +66,10 @@ def _logprobs(
 ) -> tuple[float | None, Sequence[tuple[int, float]]]:
     if alternatives is None:
         return None, ()
-    values = np.array(row.astype(mx.float32))
-    if not alternatives:
-        return float(values[token]), ()
-    top = np.argpartition(-values, min(alternatives, values.size - 1))[:alternatives]
-    top = top[np.argsort(-values[top], kind="stable")]
-    return float(values[token]), [(int(i), float(values[i])) for i in top]
+    values = row.astype(mx.float32)
+    count = min(alternatives, values.size)
+    likeliest = mx.argpartition(-values, kth=max(count - 1, 0))[:count]
+    wanted = mx.concatenate([mx.array([token], dtype=likeliest.dtype), likeliest])
+    ids = cast(list[int], wanted.tolist())
+    chosen, *others = cast(list[float], values[wanted].tolist())
+    return chosen, sorted(zip(ids[1:], others, strict=True), key=lambda pair: -pair[1])

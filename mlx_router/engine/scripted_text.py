@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlx_router.domain import ChatPrompt, ImagePart, Message, NamedTool
+from mlx_router.domain import ChatPrompt, ImagePart, Message, NamedTool, SamplingOptions
 from mlx_router.engine.base import OutputMarkers
 from mlx_router.engine.scripted_values import example
 from mlx_router.errors import InvalidRequest
@@ -102,7 +102,7 @@ class ScriptedCodec:
 
     markers = OutputMarkers("<think>", "</think>", "hermes")
     eos_ids = frozenset((EOS,))
-    generation_defaults: Mapping[str, Any] = {}
+    sampling = SamplingOptions()
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:
         return [CHAT, *encode(json.dumps(_written(prompt), ensure_ascii=False))]

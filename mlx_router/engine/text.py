@@ -46,7 +46,7 @@ class TextEngine:
         self._live: dict[int, LiveSequence] = {}
         self._weight_bytes = 0
         self._batches = True
-        self._failures = 0
+        self._failed: list[StepResult] = []
 
     def load(self) -> LoadedModel:
         device.prepare()
@@ -83,43 +83,43 @@ class TextEngine:
                 self.step()
 
     def add(self, job: Job) -> None:
-        sequence = LiveSequence(job)
-        self._live[job.id] = sequence
-        self._running.insert(sequence)
+        self._insert(LiveSequence(job))
 
     def abort(self, job_id: int) -> None:
         if self._live.pop(job_id, None) is not None:
             self._running.remove(job_id)
 
     def step(self) -> list[StepResult]:
-        try:
-            results = self._running.step()
-        except Exception:
-            log.exception("a step of %s failed with %d sequences", self._card.id, len(self._live))
-            return self._recover()
-        if results:
-            self._failures = 0
+        failed, self._failed = self._failed, []
+        results = self._attempt()
+        if results is None:
+            self._recover()
+            return failed
         for result in results:
             assert result.token is not None
-            self._live[result.job_id].tokens.append(result.token)
+            sequence = self._live[result.job_id]
+            sequence.tokens.append(result.token)
+            sequence.retried = False
             if result.finish is not None:
                 del self._live[result.job_id]
-        return results
+        return failed + results
 
     @property
     def busy(self) -> bool:
-        return bool(self._live)
+        return bool(self._live or self._failed)
 
     def memory_bytes(self) -> int:
         return self._weight_bytes
 
     def close(self) -> None:
         self._live.clear()
-        if self._runner is not None:
-            self._runner.close()
-        self._runner = self._model = None
-        device.give_memory_back()
-        device.end_thread()
+        try:
+            if self._runner is not None:
+                self._runner.close()
+        finally:
+            self._runner = self._model = None
+            device.give_memory_back()
+            device.end_thread()
 
     @property
     def _running(self) -> Runner:
@@ -151,24 +151,44 @@ class TextEngine:
             wired_limit=self._options.wired_limit,
         )
 
-    def _recover(self) -> list[StepResult]:
+    def _insert(self, sequence: LiveSequence) -> None:
+        """A job that the runner does not take fails, and nothing else does."""
+        try:
+            self._running.insert(sequence)
+        except Exception:
+            log.exception("a job of %s was not taken", self._card.id)
+            self._fail(sequence)
+        else:
+            self._live[sequence.job.id] = sequence
+
+    def _attempt(self) -> list[StepResult] | None:
+        """A step's results; None if it failed. The traceback, which holds the caches, ends here."""
+        try:
+            return self._running.step()
+        except Exception:
+            log.exception("a step of %s failed with %d sequences", self._card.id, len(self._live))
+            return None
+
+    def _recover(self) -> None:
         """A failed step leaves caches moved on for some rows and not for others, so the runner is
-        thrown away. Every sequence is recomputed in a fresh one, once; if that fails before it
-        yields a token, all of them fail."""
+        thrown away, and every sequence is recomputed in a fresh one. One that has been recomputed
+        before, and has had no token since, fails: it may be the cause."""
         self._running.close()
         self._runner = None
         device.give_memory_back()
         self._runner = self._make_runner(self._batches)
-        self._failures += 1
-        if self._failures == 1:
-            for sequence in self._live.values():
-                self._runner.insert(sequence)
-            return []
-        failed = list(self._live)
+        sequences = list(self._live.values())
         self._live.clear()
-        self._failures = 0
+        for sequence in sequences:
+            if sequence.retried:
+                self._fail(sequence)
+            else:
+                sequence.retried = True
+                self._insert(sequence)
+
+    def _fail(self, sequence: LiveSequence) -> None:
         message = "The model failed while it computed this answer; the log has the reason."
-        return [StepResult(job_id=job_id, token=None, error=message) for job_id in failed]
+        self._failed.append(StepResult(job_id=sequence.job.id, token=None, error=message))
 
 
 def _arrays(model: nn.Module) -> Iterable[mx.array]:

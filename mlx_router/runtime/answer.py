@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlx_router.domain import (
     Completed,
@@ -42,10 +42,12 @@ class Choice:
         codec: TextCodec,
         parser: OutputParser,
         *,
+        stop: Sequence[str],
         chunk_tokens: int,
         in_reasoning: bool,
     ) -> None:
         self._answer = answer
+        self._stop = stop
         self._index = index
         self._codec = codec
         self._detokenizer = codec.detokenizer()
@@ -71,7 +73,9 @@ class Choice:
             self._token_ids.append(result.token)
             if result.logprob is not None:
                 self._logprobs.append(self._describe(result))
-            if self._parse(self._detokenizer.add(result.token)):
+            stopped = self._parse(self._detokenizer.add(result.token))
+            self.reasoning_tokens += self._in_reasoning
+            if stopped:
                 self._answer.abort(self)
                 self.finish(FinishReason.STOP)
                 return
@@ -80,7 +84,7 @@ class Choice:
             self.finish(FinishReason.STOP if stopped else result.finish)
         elif self.completion_tokens == 1 or len(self._token_ids) >= self._chunk_tokens:
             self.flush()
-        elif len(self._token_ids) == 1:
+        if self._token_ids and not self.done:
             self._answer.flush_later()
 
     def flush(self) -> None:
@@ -110,7 +114,10 @@ class Choice:
         if self.done:
             return
         self.done = True
-        self._gather(self._parser.finish())
+        try:
+            self._gather(self._parser.finish())
+        except Exception:
+            log.exception("parsing the end of an answer failed")
         self.flush()
         if self._token_ids:  # tokens without text of their own, as of a stop string
             self._answer.put(
@@ -130,10 +137,9 @@ class Choice:
             parsed = self._parser.feed(text)
         except Exception:  # a parser's fault must not cost the answer: raw text it is
             log.exception("parsing failed; the rest of the answer is sent as it is")
-            self._parser = OutputParser(None, None, None)
+            self._parser = OutputParser(None, None, None, stop=self._stop)
             parsed = Parsed(content=text)
         self._gather(parsed)
-        self.reasoning_tokens += self._in_reasoning
         return parsed.stopped
 
     def _gather(self, parsed: Parsed) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -13,8 +15,8 @@ T = TypeVar("T")
 class Bridge:
     """Runs coroutines on the router's loop from any thread, and from any other loop.
 
-    ``bind`` ties it to the running loop (a server, or ``async with``); without that, the first use
-    starts a loop on a daemon thread, which ``stop`` ends.
+    ``bind`` ties it to the running loop (a server, or ``async with``) until ``release``; without
+    that, the first use starts a loop on a daemon thread, which ``stop`` ends.
     """
 
     def __init__(self) -> None:
@@ -30,6 +32,12 @@ class Bridge:
                 raise RuntimeError("the manager is in use on another event loop already")
             self._loop = running
 
+    def release(self) -> None:
+        """The end of :meth:`bind`; does nothing to a loop of ours."""
+        with self._lock:
+            if self._thread is None:
+                self._loop = None
+
     @property
     def here(self) -> bool:
         """Whether the caller runs on the router's loop."""
@@ -42,15 +50,20 @@ class Bridge:
     def started(self) -> bool:
         return self._loop is not None
 
+    @property
+    def owns_thread(self) -> bool:
+        """Whether the loop runs on a thread of ours."""
+        return self._thread is not None
+
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run to the end, blocking the calling thread."""
+        """Run to the end, blocking the calling thread. An interrupt (Ctrl-C) cancels it."""
         if self.here:
             coroutine.close()
             raise RuntimeError(
                 "this call would block the event loop that the router runs on; "
                 "use its async twin (achat instead of chat, and so on)"
             )
-        return asyncio.run_coroutine_threadsafe(coroutine, self._ensure()).result()
+        return _wait(asyncio.run_coroutine_threadsafe(coroutine, self._ensure()))
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run to the end without blocking the caller's loop."""
@@ -71,11 +84,8 @@ class Bridge:
 
     def iterate(self, make: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
         """As :meth:`stream`, for a caller without a loop."""
-
-        async def start() -> AsyncGenerator[T, None]:
-            return make()
-
-        generator = self.wait(start())
+        loop = self._ensure()
+        generator = make()
         try:
             while True:
                 try:
@@ -84,15 +94,13 @@ class Bridge:
                     return
                 yield item
         finally:
-            self.wait(generator.aclose())
+            if loop is self._loop:  # else it was stopped, and has closed the generator
+                self.wait(generator.aclose())
 
     async def stream(self, make: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
         """The items of a generator that lives on the router's loop."""
-
-        async def start() -> AsyncGenerator[T, None]:
-            return make()
-
-        generator = await self.run(start())
+        loop = self._ensure()
+        generator = make()
         try:
             while True:
                 try:
@@ -101,21 +109,21 @@ class Bridge:
                     return
                 yield item
         finally:
-            await self.run(generator.aclose())
-
-    @property
-    def owns_thread(self) -> bool:
-        """Whether the loop runs on a thread of ours."""
-        return self._thread is not None
+            if loop is self._loop:
+                await self.run(generator.aclose())
 
     def stop(self) -> None:
-        """End the loop if it is ours."""
-        thread, self._thread = self._thread, None
-        if thread is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            thread.join()
-            self._loop.close()
-        self._loop = None
+        """End the loop if it is ours; whatever still runs on it is cancelled first."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            if thread is None or loop is None:
+                return
+            self._loop = self._thread = None
+        with suppress(Exception):
+            asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(timeout=5.0)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
     def _ensure(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -128,5 +136,21 @@ class Bridge:
             return self._loop
 
 
+def _wait(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except (KeyboardInterrupt, SystemExit):
+        future.cancel()
+        raise
+
+
 async def _next(generator: AsyncGenerator[T, None]) -> T:
     return await anext(generator)
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()

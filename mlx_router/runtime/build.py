@@ -67,7 +67,7 @@ def make_factory(settings: Settings, engine: str) -> EngineFactory:
     from mlx_router.engine.text import TextEngineOptions
 
     def options(card: ModelCard) -> ModelOptions:
-        entry = settings.models.get(card.id) or ModelSettings()
+        entry = settings.for_model(card.id)
         defaults = settings.defaults
         return ModelOptions(
             TextEngineOptions(

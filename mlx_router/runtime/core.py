@@ -6,12 +6,13 @@ Lives on one event loop. :class:`~mlx_router.runtime.manager.MLXModelManager` is
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_router.catalog.catalog import Catalog
 from mlx_router.config.settings import ModelSettings, Settings
@@ -38,9 +39,17 @@ from mlx_router.memory.policy import MemoryPolicy, TokenLimits
 from mlx_router.memory.probe import MemorySnapshot
 from mlx_router.runtime.fleet import Fleet, FleetOptions
 from mlx_router.runtime.generation import Plan, run
-from mlx_router.runtime.limits import TokenLimit, decide_max_tokens, decide_sampling
+from mlx_router.runtime.limits import (
+    TokenLimit,
+    check_request,
+    decide_max_tokens,
+    decide_sampling,
+    model_max_tokens,
+)
 from mlx_router.runtime.resident import Resident
 from mlx_router.scheduling import Scheduler
+
+log = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 1.0
 
@@ -79,6 +88,9 @@ class Core:
         self._executor = ThreadPoolExecutor(
             max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="cpu"
         )
+        # Loads and scans may take long, and must not keep requests from being tokenised.
+        self._loader = ThreadPoolExecutor(max_workers=8, thread_name_prefix="load")
+        self._memory = monitor.snapshot()
         defaults = settings.defaults
         self.fleet = Fleet(
             Scheduler(
@@ -87,7 +99,7 @@ class Core:
                 max_queue=settings.server.max_queue,
             ),
             factory,
-            self._executor,
+            self._loader,
             self._budget,
             FleetOptions(
                 warm_up_tokens=defaults.warmup_tokens,
@@ -107,10 +119,15 @@ class Core:
         """See :meth:`MLXModelManager.generate`."""
         arrived = time.perf_counter()
         self.request_count += 1
+        check_request(request)
         card = await self.find(request.model)
         self._check(card, request)
         plan = self._plan(card, request)
+        resident_already = self.fleet.state(card.id) is ModelState.READY
         async with self.lease(card, plan.timeout) as resident:
+            if resident_already:  # else waiting for the load does not count
+                waited = time.perf_counter() - arrived
+                plan = replace(plan, timeout=max(plan.timeout - waited, 0.001))
             events = run(plan, resident, self._executor, self.fleet.new_id, arrived)
             async with aclosing(events):
                 async for event in events:
@@ -119,25 +136,29 @@ class Core:
 
     @asynccontextmanager
     async def lease(self, card: ModelCard, timeout: float) -> AsyncIterator[Resident]:
-        """The model in memory for as long as the block runs; waiting for a load may take
-        ``load_timeout`` on top of ``timeout`` seconds."""
+        """The model in memory for as long as the block runs. Waits at most ``timeout`` seconds,
+        and ``load_timeout`` more if it has to be loaded first."""
         if self._stopping:
             raise ShuttingDown("The server is shutting down; try again in a moment.", retry_after=5)
+        is_ready = self.fleet.state(card.id) is ModelState.READY
         async with self.fleet.lease(
             card,
             card.required_bytes,
             pinned=self.entry(card).pinned,
-            timeout=timeout + self._settings.defaults.load_timeout,
+            timeout=timeout if is_ready else timeout + self._settings.defaults.load_timeout,
         ) as resident:
             yield resident
 
     def _budget(self, fresh: bool) -> MemoryBudget:
-        snapshot = self._monitor.fresh() if fresh else self._monitor.snapshot()
-        return MemoryBudget(self._monitor.policy, snapshot)
+        try:
+            self._memory = self._monitor.fresh() if fresh else self._monitor.snapshot()
+        except OSError:  # out of descriptors, say: what was true a moment ago must do
+            log.exception("the memory could not be read")
+        return MemoryBudget(self._monitor.policy, self._memory)
 
     def _plan(self, card: ModelCard, request: GenerationRequest) -> Plan:
         entry, pressure = self.entry(card), self._monitor.pressure()
-        model_limit = self.max_tokens(card)
+        model_limit = model_max_tokens(card, self._settings)
         limits = entry.memory_pressure_max_tokens
         pressure_limit = self._monitor.policy.token_limit(
             pressure,
@@ -159,9 +180,7 @@ class Core:
 
         return Plan(
             request=request,
-            sampling=lambda codec: decide_sampling(
-                request, entry.sampling(), codec.generation_defaults
-            ),
+            sampling=lambda codec: decide_sampling(request, entry.sampling(), codec.sampling),
             limit=limit,
             pressure=pressure,
             timeout=request.timeout or self._settings.defaults.timeout,
@@ -257,7 +276,7 @@ class Core:
             self._refreshing = self._loop.create_task(self._refresh())
 
     async def _refresh(self) -> None:
-        await self._loop.run_in_executor(self._executor, self._catalog.refresh)
+        await self._loop.run_in_executor(self._loader, self._catalog.refresh)
         self._refreshed = time.monotonic()
 
     def cards(self) -> list[ModelCard]:
@@ -265,12 +284,7 @@ class Core:
         return self._catalog.cards()
 
     def entry(self, card: ModelCard) -> ModelSettings:
-        return self._settings.models.get(card.id) or ModelSettings()
-
-    def max_tokens(self, card: ModelCard) -> int:
-        """Of one answer, before memory pressure."""
-        server = self._settings.defaults.max_tokens
-        return self.entry(card).max_tokens or min(card.context_length, server)
+        return self._settings.for_model(card.id)
 
     def current_model(self) -> str | None:
         """The most recently used loaded model."""
@@ -309,4 +323,5 @@ class Core:
         if self._grace is not None:
             self._grace.cancel()
         await self.fleet.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._loader):
+            executor.shutdown(wait=False, cancel_futures=True)

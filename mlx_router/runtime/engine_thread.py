@@ -123,8 +123,9 @@ class EngineThread:
 
     def _load(self) -> bool:
         try:
+            # Not under the lock: a load may take minutes, or hang, and others must go on.
+            loaded = self._engine.load()
             with self._stepping:
-                loaded = self._engine.load()
                 self._engine.warm_up(self._warm_up_tokens)
         except RouterError as error:
             self._report(LoadFailed(error.with_traceback(None)))

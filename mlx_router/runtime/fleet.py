@@ -145,7 +145,7 @@ class Fleet:
     async def unload(self, model: str) -> None:
         """Unload as soon as it is idle; returns when its memory is back."""
         slot = self._scheduler.slot(model)
-        if slot is None or slot.phase not in (Phase.READY, Phase.UNLOADING):
+        if slot is None or not slot.occupies:
             return
         done = self._unloads.setdefault(model, self._loop.create_future())
         self._apply(self._event("on_unload_request", model))
@@ -159,10 +159,9 @@ class Fleet:
 
     def fail_answers(self) -> None:
         """End all answers with an error."""
+        error = ShuttingDown("The server is shutting down; the answer is cut off here.")
         for resident in self._residents.values():
-            resident.fail_answers(
-                ShuttingDown("The server is shutting down; the answer is cut off here.")
-            )
+            resident.fail_answers(error)
 
     async def close(self) -> None:
         """Free all models. A load that hangs is left behind on its daemon thread."""
@@ -277,7 +276,7 @@ class Fleet:
         if resident.model is None or resident.codec is None or resident in self._abandoned:
             return
         resident.ready = True
-        resident.stop_loading()
+        resident.stop_clock()
         log.info(
             "loaded %s in %.2f s, %.2f GB%s",
             resident.card.id,
@@ -321,11 +320,11 @@ class Fleet:
         log.error("the engine of %s died (%d in a row)", model, self._deaths[model])
         resident.failure = error
         resident.fail_answers(error)
+        self._apply(self._event("on_died", model))
 
     def _on_closed(self, resident: Resident) -> None:
         model = resident.card.id
         resident.stop_loading()
-        resident.thread.join(_JOIN_SECONDS)
         if not resident.closed.done():
             resident.closed.set_result(None)
         if resident in self._abandoned:
@@ -336,8 +335,6 @@ class Fleet:
             error = resident.failure or ShuttingDown("The load was interrupted.")
             log.warning("loading %s failed: %s", model, error)
             effects = self._event("on_load_failed", model, error)
-        elif resident.failure is not None:
-            effects = self._event("on_died", model)
         else:
             log.info("unloaded %s", model)
             effects = self._event("on_unloaded", model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
@@ -22,6 +23,8 @@ from mlx_router.parsing import OutputParser
 from mlx_router.runtime.answer import Answer, Choice
 from mlx_router.runtime.limits import TokenLimit, check_token_ids
 from mlx_router.runtime.resident import Resident
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,17 @@ async def run(
     assert model is not None
     loop = asyncio.get_running_loop()
     ids = await loop.run_in_executor(executor, _encode, request, codec)
+    if resident.ended is not None:  # meanwhile
+        raise resident.ended
     check_token_ids(ids, model.vocab_size, "prompt")
     check_token_ids(request.logit_bias, model.vocab_size, "logit_bias")
     limit = plan.limit(len(ids))
+    if limit.clamped is not None:
+        log.info("at most %d tokens: %s", limit.max_tokens, limit.clamped)
     sampling = plan.sampling(codec)
     answer = Answer(len(ids), resident.drop)
     answer.queued_seconds = time.perf_counter() - arrived
-    jobs = _start(plan, resident, codec, answer, ids, limit, sampling, new_id)
+    _start(plan, resident, codec, answer, ids, limit, sampling, new_id)
     timer = loop.call_later(plan.timeout, _on_timeout, answer, plan.timeout)
     try:
         yield Started(
@@ -71,8 +78,6 @@ async def run(
     finally:
         timer.cancel()
         answer.abort_all()
-        for job_id in jobs:
-            resident.drop(job_id)
 
 
 def _start(
@@ -84,14 +89,13 @@ def _start(
     limit: TokenLimit,
     sampling: Sampling,
     new_id: Callable[[], int],
-) -> list[int]:
+) -> None:
     request = plan.request
     tools: tuple[Tool, ...] = ()
     if isinstance(request.prompt, ChatPrompt) and request.prompt.tool_choice != "none":
         tools = request.prompt.tools
     is_chat = isinstance(request.prompt, ChatPrompt)
     in_reasoning = is_chat and codec.starts_in_reasoning(ids)
-    jobs = []
     for index in range(request.n):
         seed = None if sampling.seed is None else sampling.seed + index
         job = Job(
@@ -115,14 +119,13 @@ def _start(
             index,
             codec,
             parser,
+            stop=request.stop,
             chunk_tokens=plan.chunk_tokens,
             in_reasoning=in_reasoning,
         )
         answer.add_choice(job.id, choice)
         resident.answers[job.id] = answer
-        jobs.append(job.id)
         resident.thread.add(job)
-    return jobs
 
 
 def _encode(request: GenerationRequest, codec: TextCodec) -> list[int]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_router.domain import GenerationRequest, Pressure, SamplingOptions
+from mlx_router.config.settings import Settings
+from mlx_router.domain import GenerationRequest, ModelCard, Pressure, SamplingOptions
 from mlx_router.engine.base import Sampling
 from mlx_router.errors import ContextLengthExceeded, InvalidRequest
 
@@ -20,17 +21,20 @@ FALLBACK_SAMPLING = SamplingOptions(
     frequency_penalty=0.0,
 )
 
-_MODEL_FILE_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
 
 def decide_sampling(
-    request: GenerationRequest, entry: SamplingOptions, model_file: Mapping[str, Any]
+    request: GenerationRequest, entry: SamplingOptions, model_file: SamplingOptions
 ) -> Sampling:
     """Request before config entry before the model's generation_config.json before defaults."""
-    advised = SamplingOptions(**{k: model_file[k] for k in _MODEL_FILE_KEYS if k in model_file})
-    chosen = request.sampling.over(entry).over(advised).over(FALLBACK_SAMPLING)
+    chosen = request.sampling.over(entry).over(model_file).over(FALLBACK_SAMPLING)
     values = {name: getattr(chosen, name) for name in SamplingOptions.__dataclass_fields__}
     return Sampling(**values, logit_bias=request.logit_bias, seed=request.seed)
+
+
+def model_max_tokens(card: ModelCard, settings: Settings) -> int:
+    """Tokens that an answer of this model may have, before memory pressure."""
+    stated = settings.for_model(card.id).max_tokens
+    return stated or min(card.context_length, settings.defaults.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +65,17 @@ def decide_max_tokens(
             "messages.",
             param="messages",
         )
-    limits = {
-        model_limit: "the model's max_tokens",
-        pressure_limit: f"memory pressure ({pressure})",
-        room: "the room left in the context",
-    }
-    least = min(limits)
-    if asked is None or asked > least:
-        return TokenLimit(least, limits[least] if asked is not None else None)
-    return TokenLimit(asked)
+    limits = [
+        (model_limit, "the model's max_tokens"),
+        (room, "the room left in the context"),
+        (pressure_limit, f"memory pressure ({pressure})"),
+    ]
+    least, reason = min(limits, key=lambda limit: limit[0])
+    if asked is not None and asked <= least:
+        return TokenLimit(asked)
+    # Who asks for nothing gets the model's limit; less than that wants a word, too.
+    expected = asked if asked is not None else min(model_limit, room)
+    return TokenLimit(least, reason if least < expected else None)
 
 
 def check_token_ids(ids: Mapping[int, Any] | list[int], vocab_size: int, param: str) -> None:
@@ -80,3 +86,45 @@ def check_token_ids(ids: Mapping[int, Any] | list[int], vocab_size: int, param: 
                 f"Token id {token_id} is not in the model's vocabulary (0 to {vocab_size - 1}).",
                 param=param,
             )
+
+
+# field -> (type, least, most); the HTTP API has narrower bounds of its own for some.
+_BOUNDS: dict[str, tuple[type, float, float]] = {
+    "max_tokens": (int, 1, 10**9),
+    "n": (int, 1, 128),
+    "seed": (int, -(2**63), 2**64 - 1),
+    "logprobs": (int, 0, 100),
+    "timeout": (float, 0, 10**6),
+    "chunk_tokens": (int, 1, 10**6),
+    "temperature": (float, 0, 100),
+    "top_p": (float, 0, 1),
+    "top_k": (int, 0, 10**9),
+    "min_p": (float, 0, 1),
+    "repetition_penalty": (float, 1e-3, 100),
+    "presence_penalty": (float, -100, 100),
+    "frequency_penalty": (float, -100, 100),
+}
+
+
+def check_request(request: GenerationRequest) -> None:
+    """Raises InvalidRequest for a value that an engine could not work with: inside a step it would
+    hurt other requests. Programs come here without the HTTP API's validation."""
+    for name, (kind, least, most) in _BOUNDS.items():
+        holder = request if hasattr(request, name) else request.sampling
+        value = getattr(holder, name)
+        if value is None:
+            continue
+        fits = isinstance(value, int if kind is int else int | float)
+        if not fits or isinstance(value, bool) or not least <= value <= most:
+            raise InvalidRequest(
+                f"{name} is {_article(kind)} from {least:g} to {most:g}, not {value!r}.", param=name
+            )
+    for token_id, bias in request.logit_bias.items():
+        if not isinstance(token_id, int) or not isinstance(bias, int | float) or bias != bias:
+            raise InvalidRequest("logit_bias maps token ids to numbers.", param="logit_bias")
+    if not all(isinstance(text, str) and text for text in request.stop):
+        raise InvalidRequest("stop is one text or several, none of them empty.", param="stop")
+
+
+def _article(kind: type) -> str:
+    return "a whole number" if kind is int else "a number"

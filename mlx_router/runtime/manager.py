@@ -179,6 +179,7 @@ class MLXModelManager:
         """As :meth:`close`, without blocking."""
         if self._bridge.here or not self._bridge.started:
             await self._close()
+            self._bridge.release()
         else:
             await asyncio.to_thread(self.close)
 
@@ -211,7 +212,8 @@ class MLXModelManager:
         if self._ended:
             raise ShuttingDown("The server is shutting down.", retry_after=5)
         if self._core is None:
-            self._catalog.refresh()
+            await asyncio.to_thread(self._catalog.refresh)
+        if self._core is None:  # nobody else has made it meanwhile
             self._core = Core(
                 self.settings,
                 self._catalog,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from mlx_router.config.settings import ModelSettings, Settings
+from mlx_router.config.settings import Settings
 from mlx_router.domain import ModelCard, ModelState
 from mlx_router.memory.monitor import ResourceMonitor
-from mlx_router.runtime.core import Core
+from mlx_router.runtime.core import Core, MemoryBudget
+from mlx_router.runtime.limits import model_max_tokens
 from mlx_router.runtime.status import LoadedInfo, ModelInfo, RouterStatus
 from mlx_router.version import __version__
 
@@ -15,7 +16,7 @@ from mlx_router.version import __version__
 def model_info(
     card: ModelCard, core: Core | None, settings: Settings, monitor: ResourceMonitor
 ) -> ModelInfo:
-    entry = settings.models.get(card.id) or ModelSettings()
+    entry = settings.for_model(card.id)
     state = _state(card, core)
     can_load, reason = _can_load(card, state, core, monitor)
     slot = core.fleet.slot(card.id) if core is not None else None
@@ -25,7 +26,7 @@ def model_info(
     return ModelInfo(
         card=card,
         state=state,
-        max_tokens=entry.max_tokens or min(card.context_length, settings.defaults.max_tokens),
+        max_tokens=model_max_tokens(card, settings),
         chat_template=entry.chat_template,
         can_load_now=can_load,
         load_status_reason=reason,
@@ -46,7 +47,7 @@ def router_status(
             LoadedInfo(
                 id=slot.model,
                 state=core.fleet.state(slot.model),
-                memory_bytes=slot.need_bytes,
+                memory_bytes=slot.gives_back,
                 active=len(slot.active),
                 waiting=len(slot.waiting),
                 idle_seconds=0.0 if slot.active else max(0.0, now - slot.last_used),
@@ -84,6 +85,6 @@ def _can_load(
         return True, "loaded"
     idle = 0
     if core is not None:
-        idle = sum(slot.need_bytes for slot in core.fleet.occupied() if slot.idle)
-    verdict = monitor.policy.check_load(card.required_bytes, monitor.snapshot(), idle)
-    return verdict.allowed, verdict.reason
+        idle = sum(s.gives_back for s in core.fleet.occupied() if s.idle and not s.pinned)
+    refusal = MemoryBudget(monitor.policy, monitor.snapshot()).refusal(card.required_bytes, idle)
+    return refusal is None, refusal or "it fits"

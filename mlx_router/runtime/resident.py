@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 
 from mlx_router.domain import ModelCard
 from mlx_router.engine.base import LoadedModel, TextCodec
-from mlx_router.errors import RouterError
+from mlx_router.errors import EngineFailed, RouterError
 from mlx_router.runtime.answer import Answer
 from mlx_router.runtime.engine_thread import EngineThread, Stepped
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class Resident:
     """``codec`` and ``model`` are there once the load is through. ``failure``: why the load, or
-    the engine, failed. ``closed`` is done when the memory is back."""
+    the engine, failed. ``ended``: why no new answer can begin. ``closed``: the memory is back."""
 
     card: ModelCard
     thread: EngineThread
@@ -27,16 +30,24 @@ class Resident:
     load_timer: asyncio.TimerHandle | None = None
     ready: bool = False
     failure: RouterError | None = None
+    ended: RouterError | None = None
     answers: dict[int, Answer] = field(default_factory=dict)
 
     def on_stepped(self, report: Stepped) -> None:
         answers = self.answers
         for result in report.results:
             answer = answers.get(result.job_id)
-            if answer is not None:
+            if answer is None:
+                continue
+            try:
                 answer.on_result(result)
+            except Exception:  # one answer's fault must not cost the others their tokens
+                log.exception("an answer failed")
+                answer.fail(EngineFailed("The answer could not be put together; see the log."))
 
     def fail_answers(self, error: RouterError) -> None:
+        """Those under way, and those that are about to begin."""
+        self.ended = error
         for answer in set(self.answers.values()):
             answer.fail(error)
 
@@ -45,9 +56,13 @@ class Resident:
         if self.answers.pop(job_id, None) is not None:
             self.thread.abort(job_id)
 
-    def stop_loading(self) -> None:
-        """Neither the codec nor the clock matter any more."""
+    def stop_clock(self) -> None:
+        """The load can no longer time out."""
         if self.load_timer is not None:
             self.load_timer.cancel()
+
+    def stop_loading(self) -> None:
+        """Neither the codec nor the clock matter any more."""
+        self.stop_clock()
         if self.codec_task is not None and not self.codec_task.done():
             self.codec_task.cancel()

@@ -69,9 +69,7 @@ class Scheduler:
         if self._stopping:
             return [Reject(request, _shutting_down())]
         slot = self._slots.setdefault(wanted.model, Slot(wanted.model, wanted.need_bytes))
-        slot.pinned = wanted.pinned
-        if slot.phase is Phase.ABSENT:
-            slot.need_bytes = wanted.need_bytes
+        slot.pinned, slot.need_bytes = wanted.pinned, wanted.need_bytes
         if len(slot.waiting) >= self._max_queue:
             return [Reject(request, _queue_full(slot))]
         slot.waiting[request] = now
@@ -85,15 +83,15 @@ class Scheduler:
 
     on_done = on_cancel
 
-    def on_loaded(self, model: str, need_bytes: int, now: float) -> list[Effect]:
-        """``need_bytes``: what unloading it would give back."""
+    def on_loaded(self, model: str, held_bytes: int, now: float) -> list[Effect]:
+        """``held_bytes``: what unloading it would give back."""
         slot = self._slots[model]
-        slot.phase, slot.need_bytes, slot.last_used = Phase.READY, need_bytes, now
+        slot.phase, slot.held_bytes, slot.last_used = Phase.READY, held_bytes, now
         return self._plan(now)
 
     def on_load_failed(self, model: str, error: RouterError, now: float) -> list[Effect]:
         slot = self._slots[model]
-        slot.phase = Phase.ABSENT
+        slot.leave()
         return [*self._reject_all(slot, error), *self._plan(now)]
 
     def on_unloaded(self, model: str, now: float) -> list[Effect]:
@@ -101,18 +99,19 @@ class Scheduler:
         return self._plan(now)
 
     def on_died(self, model: str, now: float) -> list[Effect]:
-        """The model's engine is gone, with all that ran on it. Who waits gets a new load."""
+        """The model's engine is of no use any more, and what ran on it is lost. Its memory is back
+        with on_unloaded; then who waits gets a new load."""
         slot = self._slots[model]
         for request in slot.active:
             del self._models[request]
         slot.active.clear()
-        slot.leave()
+        slot.phase = Phase.UNLOADING
         return self._plan(now)
 
     def on_unload_request(self, model: str, now: float) -> list[Effect]:
         """Unload as soon as it is idle; newcomers wait for the next load."""
         slot = self._slots.get(model)
-        if slot is None or slot.phase is not Phase.READY:
+        if slot is None or slot.phase not in (Phase.LOADING, Phase.READY):
             return []
         slot.closing = True
         return self._plan(now)
@@ -149,21 +148,24 @@ class Scheduler:
     # --- decisions --------------------------------------------------------------------------
 
     def _plan(self, now: float) -> list[Effect]:
-        wanting = [slot for slot in self._slots.values() if slot.wants_load]
         effects: list[Effect] = []
         for slot in self._slots.values():
-            slot.yielding = slot.yielding and bool(wanting)
             effects += self._grants(slot, now)
         if self._stopping:
             return effects
         for slot in self._slots.values():
             if slot.closing and slot.phase is Phase.READY and not slot.active:
                 effects.append(self._unload(slot))
+        wanting = [slot for slot in self._slots.values() if slot.wants_load]
         for slot in sorted(wanting, key=lambda wanted: wanted.oldest_wait):
             outcome = self._bring_in(slot, now)
             effects += outcome
             if not outcome:
                 break  # the one who came first gets the next room; others do not overtake it
+        if not any(slot.wants_load for slot in self._slots.values()):
+            for slot in self._slots.values():  # nobody is left to yield to
+                slot.yielding = False
+                effects += self._grants(slot, now)
         return effects
 
     def _grants(self, slot: Slot, now: float) -> list[Effect]:
@@ -213,9 +215,13 @@ class Scheduler:
 
     def _refusal(self, slot: Slot, freed: list[Slot]) -> str | None:
         assert self._budget is not None, "on_memory() comes before the first request"
-        # What is being loaded does not show in the free memory yet.
-        coming = sum(s.need_bytes for s in self._slots.values() if s.phase is Phase.LOADING)
-        return self._budget.refusal(slot.need_bytes + coming, sum(s.need_bytes for s in freed))
+        # What is being loaded may not show in the free memory yet; counted as if none of it did.
+        coming = sum(
+            s.need_bytes
+            for s in self._slots.values()
+            if s.phase is Phase.LOADING and s not in freed
+        )
+        return self._budget.refusal(slot.need_bytes + coming, sum(s.gives_back for s in freed))
 
     def _unload(self, slot: Slot) -> Effect:
         slot.phase = Phase.UNLOADING

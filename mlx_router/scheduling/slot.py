@@ -18,12 +18,15 @@ class Phase(StrEnum):
 
 @dataclass(slots=True)
 class Slot:
-    """``waiting`` maps request ids to the time they came, first come first; ``active`` holds the
-    requests that use the model. ``closing``: somebody asked to unload it; ``yielding``: another
-    model waits for its place. Either way newcomers wait, and it goes when its answers are done."""
+    """``need_bytes``: what loading it takes; ``held_bytes``: what unloading it would give back,
+    once it is loaded. ``waiting`` maps request ids to the time they came, first come first;
+    ``active`` holds the requests that use the model. ``closing``: somebody asked to unload it;
+    ``yielding``: another model waits for its place. Either way newcomers wait, and it goes when
+    its answers are done."""
 
     model: str
     need_bytes: int
+    held_bytes: int = 0
     pinned: bool = False
     phase: Phase = Phase.ABSENT
     waiting: OrderedDict[int, float] = field(default_factory=OrderedDict)
@@ -47,6 +50,11 @@ class Slot:
         return self.phase is Phase.READY and not self.active and (self.yielding or not self.waiting)
 
     @property
+    def gives_back(self) -> int:
+        """Bytes that unloading it frees; of a load under way, at most."""
+        return self.need_bytes if self.phase is Phase.LOADING else self.held_bytes
+
+    @property
     def wants_load(self) -> bool:
         return self.phase is Phase.ABSENT and bool(self.waiting)
 
@@ -58,4 +66,5 @@ class Slot:
     def leave(self) -> None:
         """It is gone from memory."""
         self.phase = Phase.ABSENT
+        self.held_bytes = 0
         self.closing = self.yielding = False
