@@ -39,6 +39,7 @@ ONLY_IN = {
     "transformers": {"engine"},
     "numpy": {"engine"},
     "fastapi": {"api", "cli"},
+    "fastapi_offline": {"api"},
     "starlette": {"api", "cli"},
     "uvicorn": {"api", "cli"},
     "psutil": {"memory"},

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from mlx_router.api.docs import install_docs
 from mlx_router.api.errors import install_error_handlers
 from mlx_router.api.guard import Guard
 from mlx_router.api.openapi import install_openapi
@@ -58,8 +59,8 @@ def create_app(manager: RouterService, settings: Settings) -> FastAPI:
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
         license_info={"name": "MIT", "identifier": "MIT"},
-        docs_url="/docs",
-        redoc_url="/redoc",
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
     )
     app.state.service = manager
@@ -69,5 +70,6 @@ def create_app(manager: RouterService, settings: Settings) -> FastAPI:
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)
     app.include_router(health.router)
+    install_docs(app)
     install_openapi(app)
     return app

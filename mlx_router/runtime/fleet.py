@@ -232,9 +232,12 @@ class Fleet:
         log.info("loading %s (%.2f GB)", card.id, card.weight_bytes / GIB)
 
         def report(message: Report) -> None:
+            # Waking the loop costs more than all else; one that is awake already takes it along.
             # The loop is closed when the process ends while a load hangs: nobody listens then.
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._on_report, resident, message)
+            resident.reports.append(message)
+            if not resident.notified and not self._loop.is_closed():
+                resident.notified = True
+                self._loop.call_soon_threadsafe(self._take_reports, resident)
 
         resident = Resident(
             card=card,
@@ -299,6 +302,11 @@ class Fleet:
         self._apply(self._event("on_load_failed", resident.card.id, error))
 
     # --- reports ----------------------------------------------------------------------------
+
+    def _take_reports(self, resident: Resident) -> None:
+        resident.notified = False  # first: what is reported from now on wakes the loop again
+        while resident.reports:
+            self._on_report(resident, resident.reports.popleft())
 
     def _on_report(self, resident: Resident, report: Report) -> None:
         if isinstance(report, Stepped):

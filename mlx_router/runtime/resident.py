@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from dataclasses import dataclass, field
 
 from mlx_router.domain import ModelCard
 from mlx_router.engine.base import LoadedModel, TextCodec
 from mlx_router.errors import EngineFailed, RouterError
 from mlx_router.runtime.answer import Answer
-from mlx_router.runtime.engine_thread import EngineThread, Stepped
+from mlx_router.runtime.engine_thread import EngineThread, Report, Stepped
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,8 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True, eq=False)
 class Resident:
     """``codec`` and ``model`` are there once the load is through. ``failure``: why the load, or
-    the engine, failed. ``ended``: why no new answer can begin. ``closed``: the memory is back."""
+    the engine, failed. ``ended``: why no new answer can begin. ``closed``: the memory is back.
+    ``reports`` are filled by the engine's thread and emptied by the loop, which is ``notified``."""
 
     card: ModelCard
     thread: EngineThread
@@ -32,11 +34,14 @@ class Resident:
     failure: RouterError | None = None
     ended: RouterError | None = None
     answers: dict[int, Answer] = field(default_factory=dict)
+    reports: deque[Report] = field(default_factory=deque)
+    notified: bool = False
 
     def on_stepped(self, report: Stepped) -> None:
         answers = self.answers
         for result in report.results:
-            answer = answers.get(result.job_id)
+            ended = result.finish is not None or result.error is not None
+            answer = answers.pop(result.job_id, None) if ended else answers.get(result.job_id)
             if answer is None:
                 continue
             try:

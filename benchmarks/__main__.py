@@ -1,0 +1,115 @@
+"""``python -m benchmarks``: measure, compare, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.measures import GROUPS, QUICK, Plan
+from benchmarks.report import as_json, as_markdown, as_text, conditions
+from benchmarks.suite import Progress, Suite
+
+EXIT_INTERRUPTED = 130
+
+DESCRIPTION = """\
+Measures this server against the two things it has to be compared with, on one machine and in one
+run: the bare loop of mlx-lm's BatchGenerator (which it can at best equal) and mlx_lm.server.
+
+what is measured:
+  decode      tokens/s of one stream: ours ÷ bare loop (aim: at least 0.97), ours ÷ mlx_lm.server
+  aggregate   tokens/s of 2, 4, 8, 16 streams together (aims for 8 and 16: at least 0.9 of the bare
+              loop and 1.1 of mlx_lm.server)
+  ttft        time to the first token: ours - bare loop (aim: at most 5 ms); long prompts as a ratio
+  cpu         CPU time of our server per streamed token, without a model (aim: at most 15 µs)
+  passes      forward passes of the model per token, times streams (aim: at most 1.05)
+  overhead    requests/s and latency of answers of one token, without a model
+
+The model is made up on the spot: random weights in float32, so nothing is downloaded. On Linux
+OpenBLAS is preloaded into all three (Debian: libopenblas0-pthread). benchmarks/README.md says why,
+and how to read the numbers. Ratios count, not tokens/s: they hold on other machines too.
+"""
+
+EPILOG = """\
+examples:
+  uv run python -m benchmarks --quick             does it work? ignore the numbers
+  uv run python -m benchmarks                     everything; leave the machine alone meanwhile
+  uv run python -m benchmarks --only cpu,overhead --markdown report.md
+
+exit codes: 0 everything was measured (aims may be missed: the report says so), 1 a measurement
+failed, 2 wrong use, 130 interrupted
+"""
+
+QUICK_WARNING = "A smoke run (--quick): it shows that everything works; its numbers mean nothing."
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small model, few tokens")
+    parser.add_argument(
+        "--only",
+        metavar="GROUPS",
+        type=_groups,
+        default=list(GROUPS),
+        help=f"measure only these, separated by commas: {','.join(GROUPS)}",
+    )
+    parser.add_argument("--rounds", metavar="N", type=_positive, help="rounds per comparison (5)")
+    parser.add_argument("--tokens", metavar="N", type=_positive, help="tokens per answer (128)")
+    parser.add_argument(
+        "--openblas", metavar="FILE", help="the OpenBLAS library to preload; none: without it"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all measurements here")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the report here")
+    return parser.parse_args(words)
+
+
+def _groups(text: str) -> list[str]:
+    chosen = text.split(",")
+    for group in chosen:
+        if group not in GROUPS:
+            raise argparse.ArgumentTypeError(f"{group!r} is none of {', '.join(GROUPS)}")
+    return [group for group in GROUPS if group in chosen]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 1")
+    return int(text)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    arguments = parse(words)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that every child is stopped
+    plan = QUICK if arguments.quick else Plan()
+    changed = {name: value for name in ("rounds", "tokens") if (value := getattr(arguments, name))}
+    facts = conditions(["python", "-m", "benchmarks", *words])
+    suite = Suite(replace(plan, **changed), arguments.openblas, Progress())
+    try:
+        suite.run(arguments.only)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    facts |= suite.facts
+    results = suite.results
+    warning = QUICK_WARNING if arguments.quick else None
+    if arguments.json is not None:
+        text = json.dumps(as_json(results, facts), indent=1, ensure_ascii=False)
+        arguments.json.write_text(text + "\n")
+    if arguments.markdown is not None:
+        arguments.markdown.write_text(as_markdown(results, facts, warning))
+    print(as_text(results, facts, warning), end="")
+    return 1 if any(result.value is None for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""The three that are compared, behind one interface: prompts in, timed answers out.
+
+All three hold the same model in memory at the same time, but only one is asked at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.client import Answer, ask_together
+from benchmarks.processes import Process, environment, free_port
+
+OURS = "mlx-router"
+MLX_LM = "mlx_lm.server"
+BARE = "bare loop"
+
+RUN_SECONDS = 900.0
+_LOAD_SECONDS = 300.0
+
+
+class WrongAnswer(Exception):
+    """An answer that must not be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Answers to prompts that were all asked at the same moment, each of ``tokens`` tokens."""
+
+    answers: Sequence[Answer]
+    tokens: int
+
+    @property
+    def throughput(self) -> float:
+        """Tokens a second of all streams together, from the first request to the last token."""
+        return self.tokens * len(self.answers) / max(answer.last for answer in self.answers)
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second of the first stream, from its first token to its last. Raises
+        WrongAnswer if they arrived together, as they do on an overloaded machine."""
+        answer = self.answers[0]
+        if answer.last <= answer.first:
+            raise WrongAnswer("all tokens arrived at once; is the machine overloaded?")
+        return (self.tokens - 1) / (answer.last - answer.first)
+
+    @property
+    def first_token(self) -> float:
+        """Seconds to the first text of the first stream."""
+        return self.answers[0].first
+
+    @property
+    def texts(self) -> list[str]:
+        return [answer.text for answer in self.answers]
+
+
+class Subject(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def answer(self, prompts: Sequence[str], tokens: int) -> Run:
+        """Ask all prompts at once. Blocks; raises WrongAnswer, LoadError, ProcessFailed or
+        TimeoutError."""
+
+
+def checked(answers: Sequence[Answer], tokens: int) -> Run:
+    """Raises WrongAnswer unless every answer has exactly that many tokens."""
+    for answer in answers:
+        if answer.completion_tokens != tokens:
+            raise WrongAnswer(f"{answer.completion_tokens} tokens in place of {tokens}")
+    return Run(answers, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class HTTPSubject:
+    """A server with OpenAI's chat endpoint. ``fields`` are added to every request."""
+
+    name: str
+    port: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def body(self, prompt: str, tokens: int) -> bytes:
+        return json.dumps(
+            {
+                "messages": [{"role": "user", "content": prompt}],
+                "max_tokens": tokens,
+                "temperature": 0.0,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                **self.fields,
+            }
+        ).encode()
+
+    def answer(self, prompts: Sequence[str], tokens: int) -> Run:
+        bodies = [self.body(prompt, tokens) for prompt in prompts]
+        return checked(ask_together(self.port, bodies, RUN_SECONDS), tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class BareSubject:
+    process: Process
+    name: str = BARE
+
+    def answer(self, prompts: Sequence[str], tokens: int) -> Run:
+        request = {"prompts": list(prompts), "max_tokens": tokens}
+        answers = [
+            Answer(
+                text=one["text"],
+                prompt_tokens=one["prompt_tokens"],
+                completion_tokens=len(one["times"]),
+                first=one["times"][0],
+                last=one["times"][-1],
+                end=one["times"][-1],
+            )
+            for one in self.process.ask_json(request, RUN_SECONDS)
+        ]
+        return checked(answers, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The three, ready: ours, mlx_lm.server, the bare loop, each with its process. ``gflops``:
+    float32 matrix products in the process of the bare loop."""
+
+    subjects: Sequence[tuple[Subject, Process]]
+    gflops: float
+
+    def answer(self, index: int, prompts: Sequence[str], tokens: int) -> Run:
+        """Ask one of them, and wait until it is idle again: it must not disturb the next one."""
+        subject, process = self.subjects[index]
+        run = subject.answer(prompts, tokens)
+        process.wait_until_idle()
+        return run
+
+
+@contextlib.contextmanager
+def contest(model: Path, folder: Path, openblas: str | None) -> Iterator[Contest]:
+    """Start all three and let each answer once, so that the model is loaded everywhere."""
+    env = environment(folder, openblas)
+    with contextlib.ExitStack() as stack:
+        # All are started before any is awaited: they spend seconds on imports.
+        bare = stack.enter_context(
+            Process("bare", ["-m", "benchmarks.bare", str(model)], env, folder, json_lines=True)
+        )
+        theirs, their_port = stack.enter_context(_mlx_lm_server(folder, env, model))
+        ours, our_port = stack.enter_context(our_server(folder, env, models=model.parents[1]))
+        theirs.wait_until_healthy(their_port)
+        ours.wait_until_healthy(our_port)
+        bare.read_json(_LOAD_SECONDS)
+        subjects: list[tuple[Subject, Process]] = [
+            (HTTPSubject(OURS, our_port, {"ignore_eos": True, "timeout": RUN_SECONDS}), ours),
+            (HTTPSubject(MLX_LM, their_port), theirs),
+            (BareSubject(bare), bare),
+        ]
+        for subject, process in subjects:
+            subject.answer(["ready"], 2)
+            process.wait_until_idle()
+            process.check_openblas(openblas)
+        yield Contest(subjects, bare.ask_json("gflops", _LOAD_SECONDS))
+
+
+@contextlib.contextmanager
+def our_server(
+    folder: Path,
+    env: Mapping[str, str],
+    *flags: str,
+    models: Path,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[tuple[Process, int]]:
+    """``python -m mlx_router`` with default settings, but for ``settings``: process and port. It
+    may not be ready yet."""
+    chosen = settings or {}
+    config = {**chosen, "server": {**chosen.get("server", {}), "log_dir": str(folder / "logs")}}
+    file = folder / "config.json"
+    file.write_text(json.dumps(config))
+    port = free_port()
+    arguments = ["-m", "mlx_router", "--config", str(file), "--ip", "127.0.0.1", "-p", str(port)]
+    arguments += ["--model-dir", str(models), *flags]
+    with Process(OURS, arguments, env, folder) as process:
+        yield process, port
+
+
+@contextlib.contextmanager
+def _mlx_lm_server(
+    folder: Path, env: Mapping[str, str], model: Path
+) -> Iterator[tuple[Process, int]]:
+    port = free_port()
+    arguments = ["-m", "mlx_lm", "server", "--model", str(model), "--host", "127.0.0.1"]
+    arguments += ["--port", str(port), "--log-level", "WARNING"]
+    with Process(MLX_LM, arguments, env, folder) as process:
+        yield process, port

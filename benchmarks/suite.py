@@ -1,0 +1,126 @@
+"""Runs the measurements that were asked for; one that fails is reported, and the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks import measures
+from benchmarks.measures import GROUPS, Plan, Say
+from benchmarks.model import make_model
+from benchmarks.processes import find_openblas
+from benchmarks.report import Result, failed
+from benchmarks.subjects import Contest, contest
+
+T = TypeVar("T")
+
+
+class Progress:
+    """One line on standard error that says what is going on; on a terminal it is overwritten."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._start = time.monotonic()
+
+    def say(self, text: str) -> None:
+        line = f"[{time.monotonic() - self._start:4.0f} s] {text.splitlines()[0]}"
+        sys.stderr.write(f"\r\x1b[K{line[:100]}" if self._live else f"{line}\n")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
+
+
+class Suite:
+    """``openblas``: as :func:`benchmarks.processes.find_openblas` takes it. ``facts`` are filled
+    with what a report should say of the run."""
+
+    def __init__(self, plan: Plan, openblas: str | None, progress: Progress) -> None:
+        self.results: list[Result] = []
+        self.facts: dict[str, str] = {}
+        self._plan = plan
+        self._openblas = openblas
+        self._progress = progress
+
+    def run(self, groups: Sequence[str]) -> None:
+        """Measure these groups of :data:`benchmarks.measures.GROUPS`. Takes minutes."""
+        plan = self._plan
+        with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
+            folder = Path(temporary)
+            alone = {
+                "cpu": [
+                    ("an event per token", partial(measures.cpu, plan=plan, chunk_tokens=1)),
+                    ("default events", partial(measures.cpu, plan=plan, chunk_tokens=8)),
+                ],
+                "passes": [("passes", partial(measures.passes, plan=plan))],
+                "overhead": [("overhead", partial(measures.overhead, plan=plan))],
+            }
+            for group in groups:
+                for name, measure in alone.get(group, ()):
+                    self._attempt(group, name, measure, folder)
+            self._compare(groups, folder)
+        order = list(GROUPS.values())
+        self.results.sort(key=lambda result: order.index(result.group))
+        self._progress.clear()
+
+    def _compare(self, groups: Sequence[str], folder: Path) -> None:
+        """What needs all three subjects with the model."""
+        plan = self._plan
+        together = [
+            (f"{n} streams", partial(measures.aggregate, plan=plan, streams=n))
+            for n in plan.streams
+        ]
+        comparisons = {
+            "decode": [("decode", partial(measures.decode, plan=plan))],
+            "aggregate": together,
+            "ttft": [
+                ("short prompt", partial(measures.first_token, plan=plan)),
+                ("long prompt", partial(measures.first_token_long, plan=plan)),
+            ],
+        }
+        items = [(group, *item) for group in groups for item in comparisons.get(group, ())]
+        if not items:
+            return
+        self.facts["model"] = str(plan.shape)
+        with contextlib.ExitStack() as stack:
+            try:
+                three = self._start(stack, folder)
+            except Exception as error:
+                self._progress.say(f"FAILED: {_reason(error)}")
+                self.results += [failed(GROUPS[g], name, _reason(error)) for g, name, _ in items]
+                return
+            for group, name, measure in items:
+                self._attempt(group, name, measure, three)
+
+    def _start(self, stack: contextlib.ExitStack, folder: Path) -> Contest:
+        library = find_openblas(self._openblas)
+        self._progress.say("making the model")
+        model = make_model(folder / "models" / "benchmark" / "random", self._plan.shape)
+        self._progress.say("starting mlx-router, mlx_lm.server and the bare loop")
+        three = stack.enter_context(contest(model, folder, library))
+        blas = "MLX's own" if library is None else "OpenBLAS, preloaded, 1 thread"
+        self.facts["BLAS"] = f"{blas}: {three.gflops:.1f} GFLOP/s in float32"
+        return three
+
+    def _attempt(
+        self, group: str, name: str, measure: Callable[[T, Say], list[Result]], subject: T
+    ) -> None:
+        def say(text: str) -> None:
+            self._progress.say(f"{GROUPS[group]}: {name}: {text}")
+
+        try:
+            self.results += measure(subject, say)
+        except Exception as error:
+            say(f"FAILED: {_reason(error)}")
+            self.results.append(failed(GROUPS[group], name, _reason(error)))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

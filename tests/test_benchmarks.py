@@ -1,0 +1,349 @@
+"""The parts of the benchmarks that can be wrong without anybody noticing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from socket import create_server
+
+import psutil
+import pytest
+
+from benchmarks.__main__ import parse
+from benchmarks.client import (
+    Dechunker,
+    LoadError,
+    Piece,
+    SSEReader,
+    ask_repeatedly,
+    ask_together,
+    http_request,
+    parse_answer,
+    parse_head,
+)
+from benchmarks.measures import GROUPS, Plan
+from benchmarks.model import TINY, make_model, make_prompt
+from benchmarks.processes import Process, ProcessFailed, environment, find_openblas
+from benchmarks.report import (
+    Result,
+    as_json,
+    as_markdown,
+    as_text,
+    at_least,
+    at_most,
+    differences,
+    failed,
+    median,
+    number,
+    percentile,
+    ratios,
+    spread,
+    summary,
+)
+from benchmarks.subjects import Run, WrongAnswer, checked
+from benchmarks.suite import Progress, Suite
+
+# --- statistics -----------------------------------------------------------------------------
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    assert median(ratios([1.0, 2.0, 30.0], [1.0, 4.0, 30.0])) == 1.0
+    assert differences([5.0, 3.0], [1.0, 4.0]) == [4.0, -1.0]
+
+
+def test_ratios_of_unequal_rounds_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        ratios([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(0, 1.0), (50, 50.0), (99, 99.0), (99.5, 100.0), (100, 100.0)]
+)
+def test_percentile_is_a_value_that_was_measured(percent: float, expected: float) -> None:
+    assert percentile([float(value) for value in range(100, 0, -1)], percent) == expected
+
+
+def test_nothing_measured_is_no_number() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        median([])
+    with pytest.raises(ValueError, match="nothing"):
+        percentile([], 50)
+
+
+def test_verdicts_go_by_the_value_not_by_its_rounding() -> None:
+    result = Result("g", "n", 0.9699, "x", at_least(0.97))
+    assert (result.shown, result.verdict) == ("0.970 x", "MISSED")
+
+
+def test_numbers_have_the_digits_that_matter() -> None:
+    assert number(1234.6) == "1235"
+    assert number(12.345) == "12.3"
+    assert number(-3.14159) == "-3.142"
+    assert spread([0.95, 1.02, 1.0]) == "0.950 to 1.020"
+    assert spread([1.0, 1.0]) == "1.000"
+
+
+# --- the report -----------------------------------------------------------------------------
+
+RESULTS = [
+    Result("Decoding", "ours ÷ bare", 0.98, "x", at_least(0.97), "50 ÷ 51 tokens/s"),
+    Result("Decoding", "ours ÷ other", 1.2, "x"),
+    Result("CPU", "1 stream", 15.3, "µs", at_most(15), samples={"µs": [15.0, 15.3, 16.0]}),
+    failed("CPU", "16 streams", "mlx-router: it did not start; it said last:\nboom | bang"),
+]
+FACTS = {"command": "python -m benchmarks", "date": "2030-01-01 00:00 UTC"}
+
+
+def test_verdicts_hide_nothing() -> None:
+    assert [result.verdict for result in RESULTS] == ["met", "-", "MISSED", "FAILED"]
+    assert summary(RESULTS) == "1 aims met, 1 MISSED, 1 measurements FAILED"
+
+
+def test_terminal_report_names_aims_misses_and_reasons() -> None:
+    text = as_text(RESULTS, FACTS, None)
+    assert "python -m benchmarks" in text
+    line = next(line for line in text.splitlines() if "ours ÷ bare" in line)
+    cells = "ours ÷ bare | 0.980 x | ≥ 0.97 | met | 50 ÷ 51 tokens/s"
+    assert line.split() == cells.replace("|", "").split()
+    assert "MISSED" in next(line for line in text.splitlines() if "15.3 µs" in line)
+    assert "FAILED" in next(line for line in text.splitlines() if "16 streams" in line)
+    assert "boom | bang" in text
+    assert text.endswith(f"{summary(RESULTS)}\n")
+
+
+def test_markdown_tables_have_as_many_cells_in_every_row() -> None:
+    text = as_markdown(RESULTS, FACTS, "Only a smoke run.")
+    assert "**Only a smoke run.**" in text
+    assert "## Decoding" in text
+    assert "boom | bang" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "÷" in line]
+    assert rows
+    assert {row.count(" | ") for row in rows} == {4}
+
+
+def test_json_has_the_single_measurements() -> None:
+    data = json.loads(json.dumps(as_json(RESULTS, FACTS)))
+    assert data["conditions"] == FACTS
+    assert [one["verdict"] for one in data["results"]] == ["met", "-", "MISSED", "FAILED"]
+    assert data["results"][2]["samples"] == {"µs": [15.0, 15.3, 16.0]}
+
+
+def test_what_fails_is_reported_and_the_rest_goes_on() -> None:
+    suite = Suite(Plan(), "/nowhere/libopenblas.so", Progress())
+    suite.run(["decode", "ttft"])
+    assert [result.verdict for result in suite.results] == ["FAILED"] * 3
+    assert {result.problem for result in suite.results} == {
+        "there is no file /nowhere/libopenblas.so"
+    }
+
+
+# --- reading streams ------------------------------------------------------------------------
+
+
+def chunk(**fields: object) -> bytes:
+    return b"data: " + json.dumps({"choices": [], **fields}).encode() + b"\n\n"
+
+
+def delta(text: str, finish: str | None = None) -> bytes:
+    return chunk(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": finish}])
+
+
+EVENTS = [
+    chunk(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}]),
+    b": keep-alive\n\n",
+    delta("one"),
+    delta(" tw\u00f6"),
+    delta("", "length"),
+    chunk(usage={"prompt_tokens": 7, "completion_tokens": 2}),
+    b"data: [DONE]\n\n",
+]
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+UNTIL_CLOSED = b"HTTP/1.0 200 OK\r\nContent-type: text/event-stream\r\n\r\n"
+
+
+def coded(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def chunked_answer() -> bytes:
+    return CHUNKED + b"".join(map(coded, EVENTS)) + b"0\r\n\r\n"
+
+
+def in_pieces(data: bytes, size: int) -> Iterator[Piece]:
+    for at in range(0, len(data), size):
+        yield float(at), data[at : at + size]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 100_000])
+@pytest.mark.parametrize("answer", [chunked_answer(), UNTIL_CLOSED + b"".join(EVENTS)])
+def test_an_answer_reads_the_same_however_it_is_cut(answer: bytes, size: int) -> None:
+    read = parse_answer(0.0, list(in_pieces(answer, size)))
+    assert read.text == "one tw\u00f6"
+    assert (read.prompt_tokens, read.completion_tokens) == (7, 2)
+    assert 0.0 <= read.first <= read.last <= read.end
+
+
+def test_times_are_those_of_the_first_and_the_last_text() -> None:
+    pieces = [(10.0, UNTIL_CLOSED), *((11.0 + i, event) for i, event in enumerate(EVENTS))]
+    read = parse_answer(9.0, pieces)
+    assert (read.first, read.last, read.end) == (4.0, 5.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        (EVENTS[:-1], "before"),
+        ([*EVENTS[:5], EVENTS[-1]], "usage"),
+        ([delta("a", "stop"), *EVENTS[5:]], "'stop'"),
+        ([delta("a"), chunk(error={"message": "out of memory"})], "out of memory"),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_refused(events: list[bytes], message: str) -> None:
+    with pytest.raises(LoadError, match=message):
+        parse_answer(0.0, [(1.0, UNTIL_CLOSED + b"".join(events))])
+
+
+def test_an_error_status_is_shown() -> None:
+    answer = b'HTTP/1.1 429 Too Many\r\nContent-Length: 15\r\n\r\n{"error":"full"}'
+    with pytest.raises(LoadError, match=r"429.*full"):
+        parse_answer(0.0, [(1.0, answer)])
+    with pytest.raises(LoadError, match="no answer"):
+        parse_answer(0.0, [])
+
+
+def test_sse_reader_keeps_what_is_incomplete() -> None:
+    reader = SSEReader()
+    assert reader.feed(b"data: 1\n\n: comment\n\nda") == [b"1"]
+    assert reader.feed(b"ta: 2\n") == []
+    assert reader.feed(b"\ndata:3\n\n") == [b"2", b"3"]
+
+
+def test_dechunker_ignores_chunk_extensions() -> None:
+    assert Dechunker().feed(b"3;a=b\r\nabc\r\n2\r\nde\r\n0\r\n\r\n") == b"abcde"
+
+
+def test_head_is_none_until_it_is_whole() -> None:
+    assert parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n") is None
+    head = parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+    assert head is not None
+    assert (head.status, head.length, head.chunked, head.size) == (200, 5, False, 38)
+
+
+@pytest.fixture
+def canned_server() -> Iterator[int]:
+    """Answers each request on two connections with the canned stream, in two writes."""
+    listener = create_server(("127.0.0.1", 0))
+
+    def serve_one() -> None:
+        with listener.accept()[0] as connection:
+            while connection.recv(65536):
+                answer = chunked_answer()
+                connection.sendall(answer[:-3])
+                connection.sendall(answer[-3:])
+
+    threads = [threading.Thread(target=serve_one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    yield listener.getsockname()[1]
+    for thread in threads:
+        thread.join(10)
+    listener.close()
+
+
+def test_streams_are_asked_together(canned_server: int) -> None:
+    answers = ask_together(canned_server, [b"{}", b"{}"], 10)
+    assert [answer.text for answer in answers] == ["one tw\u00f6"] * 2
+    assert http_request(b"{}").endswith(b"Content-Length: 2\r\n\r\n{}")
+
+
+def test_connections_are_used_again(canned_server: int) -> None:
+    latencies, seconds = ask_repeatedly(canned_server, [b"{}", b"{}"], 0.05, 10)
+    assert len(latencies) > 2
+    assert seconds >= 0.05
+
+
+# --- runs, prompts, the model ---------------------------------------------------------------
+
+
+def test_an_answer_of_another_length_is_not_measured() -> None:
+    answer = parse_answer(0.0, [(1.0, UNTIL_CLOSED), (3.0, b"".join(EVENTS))])
+    run = checked([answer, answer], 2)
+    assert run.throughput == pytest.approx(4 / 3)
+    with pytest.raises(WrongAnswer, match="2 tokens in place of 3"):
+        checked([answer], 3)
+    with pytest.raises(WrongAnswer, match="overloaded"):
+        _ = Run([answer], 2).decode_rate
+
+
+def test_prompts_differ_from_the_start_and_can_be_made_again() -> None:
+    prompts = [make_prompt(f"{turn} {stream}", 20) for turn in range(5) for stream in range(16)]
+    assert len({" ".join(prompt.split()[:2]) for prompt in prompts}) == len(prompts)
+    assert make_prompt("1 1", 20) in prompts
+
+
+def test_model_says_words_only_and_never_ends(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    folder = make_model(tmp_path / "model", TINY)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    weights = load_file(folder / "model.safetensors")
+    assert sum(array.size for array in weights.values()) == TINY.parameters
+    head = weights["lm_head.weight"]
+    spoken = [i for i in range(len(head)) if head[i].any()]
+    assert len(spoken) > 1000
+    assert all(tokenizer.decode([i]).strip().isalpha() for i in spoken)
+    assert not head[tokenizer.token_to_id("<|im_end|>")].any()
+    words = tokenizer.encode(make_prompt("x", 50))
+    assert 50 <= len(words.ids) < 60
+
+
+# --- processes and the command --------------------------------------------------------------
+
+
+def test_a_process_that_fails_shows_its_last_words(tmp_path: Path) -> None:
+    script = "import sys; sys.exit('no such model')"
+    with (
+        Process("child", ["-c", script], environment(tmp_path), tmp_path, json_lines=True) as child,
+        pytest.raises(ProcessFailed, match=r"child: no answer[\s\S]*no such model"),
+    ):
+        child.read_json(20)
+
+
+def test_a_process_is_gone_after_its_block(tmp_path: Path) -> None:
+    script = "import os, sys\nprint(os.getpid(), flush=True)\nfor line in sys.stdin: print(line)"
+    with Process("echo", ["-c", script], environment(tmp_path), tmp_path, json_lines=True) as echo:
+        pid = echo.read_json(20)
+        assert echo.ask_json({"a": 2}, 20) == {"a": 2}
+        assert echo.cpu_seconds() >= 0
+    assert not psutil.pid_exists(pid)
+
+
+def test_openblas_is_named_where_it_is_missing(tmp_path: Path) -> None:
+    assert find_openblas("none") is None
+    with pytest.raises(ProcessFailed, match="no file"):
+        find_openblas(str(tmp_path / "none.so"))
+    assert environment(tmp_path, "libopenblas.so.0")["LD_PRELOAD"] == "libopenblas.so.0"
+    assert "LD_PRELOAD" not in environment(tmp_path)
+
+
+def test_groups_come_in_one_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--only", "cpu,decode"]).only == ["decode", "cpu"]
+    assert parse([]).only == list(GROUPS)
+    with pytest.raises(SystemExit):
+        parse(["--only", "cpu,speed"])
+    assert "'speed' is none of decode" in capsys.readouterr().err
+
+
+def test_help_needs_no_mlx() -> None:
+    code = (
+        "import sys; from benchmarks.__main__ import parse\n"
+        "try: parse(['--help'])\nfinally: assert 'mlx' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for group in GROUPS:
+        assert f"  {group}" in done.stdout
