@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from mlx_router.domain import (
     ChatPrompt,
+    Completed,
     GenerationEvent,
     GenerationRequest,
     Pressure,
@@ -74,6 +75,8 @@ async def run(
             prompt_token_ids=tuple(ids),
         )
         async for event in answer:
+            if isinstance(event, Completed):
+                _log_speed(event)
             yield event
     finally:
         timer.cancel()
@@ -140,6 +143,19 @@ def _encode(request: GenerationRequest, codec: TextCodec) -> list[int]:
     if not ids:
         raise InvalidRequest("The prompt is empty.", param="prompt")
     return ids
+
+
+def _log_speed(event: Completed) -> None:
+    usage, timings = event.usage, event.timings
+    log.info(
+        "%d prompt tokens in %.2f s, %d tokens in %.2f s (%.1f a second), waited %.2f s",
+        usage.prompt_tokens,
+        timings.prefill,
+        usage.completion_tokens,
+        timings.decode,
+        usage.completion_tokens / timings.decode if timings.decode else 0.0,
+        timings.queued,
+    )
 
 
 def _on_timeout(answer: Answer, seconds: float) -> None:
