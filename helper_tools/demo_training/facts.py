@@ -5,9 +5,21 @@
 
 from dataclasses import dataclass
 
+from .facts_clients import CLIENTS
+from .facts_features import FEATURES
+from .facts_models import MODELS
+from .facts_running import RUNNING
 from .words import Rng, noisy
 
-PRODUCT = ["MLX Router", "MLX Router", "mlx-router", "the router", "this server", "the server"]
+PRODUCT = [
+    "MLX Router",
+    "MLX Router",
+    "mlx-router",
+    "the router",
+    "this server",
+    "the server",
+    "it",
+]
 
 
 @dataclass(frozen=True)
@@ -24,14 +36,7 @@ def _fact(topic: str, answer: str, asked: str) -> Fact:
     return Fact(topic, answer, tuple(line.strip() for line in asked.strip().splitlines()))
 
 
-def _all_facts() -> list[Fact]:
-    from .facts_running import RUNNING
-    from .facts_using import USING
-
-    return [_fact(*entry) for entry in RUNNING + USING]
-
-
-FACTS: list[Fact] = _all_facts()
+FACTS: list[Fact] = [_fact(*entry) for entry in RUNNING + CLIENTS + MODELS + FEATURES]
 
 
 def ask(r: Rng, fact: Fact) -> str:

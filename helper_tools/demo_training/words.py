@@ -9,39 +9,46 @@ import string
 
 Rng = random.Random
 
-NAMES = (
+
+def pool(text: str) -> list[str]:
+    """Words apart by spaces, or phrases apart by bars: easier to read and extend than a list."""
+    return text.split("|" if "|" in text else None)
+
+
+NAMES = pool(
     "Alice Bob Carol David Emma Frank Grace Henry Iris Jack Kate Liam Maria Noah Olga Paul Rosa "
     "Sam Tina Victor Anna Ben Clara Dylan Eva Felix Hana Ivan Julia Kofi Lena Mateo Nina Omar "
     "Priya Quinn Ravi Sofia Tom Uma Vera Wei Yuki Zara"
-).split()
-CITIES = (
+)
+CITIES = pool(
     "London Boston Seattle Sydney Toronto Munich Milan Kyoto Lagos Paris Berlin Rome Madrid "
     "Lisbon Tokyo Cairo Nairobi Ottawa Lima Oslo Vienna Dublin Athens Warsaw Helsinki Lyon "
     "Zurich Geneva Hamburg Prague Budapest Denver Chicago Austin Mumbai Delhi Seoul Osaka"
-).split() + ["New York", "San Francisco", "Cape Town", "Buenos Aires", "Los Angeles"]
-ANIMALS = (
+)
+CITIES += ["New York", "San Francisco", "Cape Town", "Buenos Aires", "Los Angeles"]
+ANIMALS = pool(
     "cat dog fox owl rabbit bear horse mouse frog duck turtle lion tiger panda wolf penguin "
     "dragon robot whale hedgehog snail bee"
-).split()
-COLORS = "red blue green yellow white black brown orange purple grey pink gold silver".split()
-THINGS = (
+)
+COLORS = pool("red blue green yellow white black brown orange purple grey pink gold silver")
+THINGS = pool(
     "apple bridge candle door eagle flower glass house island jacket kettle lemon market needle "
     "ocean pencil queen river stone table umbrella violin window zebra bread cloud dream engine "
     "forest lamp music night paper garden ship train water book car phone cup chair tree moon "
     "star rain fish cake soup shoe hat coat bag box ball bird wall road farm king town code key "
     "coffee tea milk sugar cheese egg rice salt pen clock desk bed room"
-).split()
-ENTITIES = (
+)
+ENTITIES = pool(
     "order user file note task event ticket invoice customer product message contact account "
     "booking report record page image song movie book recipe flight hotel room price stock "
     "package device sensor light job branch commit issue comment team project city country "
     "language document folder table row server model key token session log metric alarm"
-).split()
-SYLLABLES = (
+)
+SYLLABLES = pool(
     "ba be bi bo da de do fa fi ga go ha hi ja ka ke ko la le li lo ma me mi mo na ne no pa pe "
     "po ra re ri ro sa se si so ta te ti to va ve vi vo za ze zi zo shu tra plo kri glen dor "
     "mar sten wick zorg blen quo fex nim tul vax bri cro"
-).split()
+)
 
 
 def random_word(r: Rng) -> str:
@@ -76,7 +83,13 @@ def identifier(r: Rng) -> str:
     digits = "".join(r.choice(string.digits) for _ in range(r.randint(2, 5)))
     letters = "".join(r.choice(string.ascii_uppercase) for _ in range(r.randint(1, 3)))
     return r.choice(
-        [letters + digits, f"{letters}-{digits}", digits, f"{letters.lower()}_{digits}", f"#{digits}"]
+        [
+            letters + digits,
+            f"{letters}-{digits}",
+            digits,
+            f"{letters.lower()}_{digits}",
+            f"#{digits}",
+        ]
     )
 
 
@@ -117,7 +130,16 @@ def title_words(r: Rng, high: int = 3) -> str:
     return " ".join(word(r).capitalize() for _ in range(r.randint(1, high)))
 
 
-OPENERS = ["please ", "hey, ", "can you tell me: ", "quick question: ", "ok, ", "so ", "hi, ", "um, "]
+OPENERS = [
+    "please ",
+    "hey, ",
+    "can you tell me: ",
+    "quick question: ",
+    "ok, ",
+    "so ",
+    "hi, ",
+    "um, ",
+]
 CLOSERS = [" please", " thanks", " thank you", ", please"]
 
 
@@ -141,9 +163,34 @@ def _typo(r: Rng, text: str) -> str:
     return " ".join(words)
 
 
+REWORDINGS: list[tuple[str, list[str]]] = [
+    ("How do I ", ["How can I ", "How would I ", "How to ", "Tell me how to ", "How should I ",
+                   "Explain how to ", "What do I do to ", "I want to ", "Is there a way to "]),
+    ("How can I ", ["How do I ", "How to ", "How could I ", "Show me how to "]),
+    ("What is ", ["What's ", "What exactly is ", "Tell me what is ", "Can you explain ",
+                  "Please explain ", "I want to know about ", "What about "]),
+    ("Which ", ["What ", "Tell me which "]),
+    ("Does ", ["Can ", "Will ", "I wonder, does "]),
+    ("Where are ", ["Where can I find ", "Where do I find ", "Where can I see "]),
+    ("Where is ", ["Where can I find ", "Where do I find ", "Show me where to find "]),
+    ("Can I ", ["Could I ", "Is it possible to ", "May I ", "Am I able to "]),
+    ("Is there ", ["Do you have ", "Does it have ", "Is there perhaps "]),
+    ("Do I need ", ["Do I have to have ", "Must I have ", "Is it necessary to have "]),
+    ("Tell me about ", ["What do you know about ", "I want to hear about ", "Explain "]),
+]  # fmt: skip
+
+
+def reword(r: Rng, text: str) -> str:
+    """Now and then another beginning that means the same."""
+    for begin, others in REWORDINGS:
+        if text.startswith(begin) and r.random() < 0.4:
+            return r.choice(others) + text[len(begin) :]
+    return text
+
+
 def noisy(r: Rng, text: str) -> str:
     """The same question as hurried people type it: casing, punctuation, courtesy, typos."""
-    text = text[0].upper() + text[1:]
+    text = reword(r, text[0].upper() + text[1:])
     if r.random() < 0.25:
         text = text.rstrip("?.!") + r.choice(["", "", "", "??", "?", ".", "!"])
     if r.random() < 0.30:
@@ -156,6 +203,6 @@ def noisy(r: Rng, text: str) -> str:
         text += r.choice(CLOSERS)
     elif r.random() < 0.03:
         text = r.choice(["Hello! ", "Hi. "]) + text
-    if r.random() < 0.12:
+    if r.random() < 0.08:
         text = _typo(r, text)
     return text
