@@ -20,6 +20,15 @@ log = logging.getLogger(__name__)
 # mlx-lm's name for a tool-call format -> the family of mlx_router.parsing that reads it.
 _TOOL_FORMATS = {"json_tools": "hermes"}
 
+# What the template of a model writes -> its family, where mlx-lm has none; the first that fits.
+_TEMPLATE_MARKERS = (
+    ("harmony", ("<|channel|>", "<|message|>")),
+    ("deepseek", ("<\uff5ctool\u2581calls\u2581begin\uff5c>",)),
+    ("granite", ("<|start_of_role|>",)),
+    ("phi4", ("<|/tool_call|>",)),
+    ("llama3_json", ("<|start_header_id|>", "ipython")),
+)
+
 # What a template gets from us, whatever a client sends.
 _OWN_TEMPLATE_KEYS = ("messages", "tools", "add_generation_prompt", "tokenize")
 
@@ -30,6 +39,8 @@ _TEMPLATE_TOOL_FORMATS = {
     "phi4": "hermes",
     "llama3": "llama3_json",
     "generic": "json",
+    "gpt-oss": "harmony",
+    "deepseek": "deepseek",
 }
 
 _ADVISED = {
@@ -139,10 +150,22 @@ class MLXCodec:
             sources = own or {}
         return {key: ChatTemplate(text, special_tokens=tokens) for key, text in sources.items()}
 
+    def _infer_tool_format(self) -> str | None:
+        """The family of a model for which mlx-lm knows none, by what its template writes."""
+        own = self._tokenizer.chat_template
+        source = own if isinstance(own, str) else "".join((own or {}).values())
+        for family, markers in _TEMPLATE_MARKERS:
+            if all(marker in source for marker in markers):
+                return family
+        return None
+
     def _tool_format(self, template: str | None) -> str | None:
         if template is not None:
             return _TEMPLATE_TOOL_FORMATS.get(template)
-        name: str | None = self._tokenizer.init_kwargs.get("tool_parser_type")
+        settings = self._tokenizer.init_kwargs
+        if settings.get("chat_template_type") == "deepseek_v32":  # a renderer in Python
+            return "deepseek_v32"
+        name: str | None = settings.get("tool_parser_type") or self._infer_tool_format()
         return _TOOL_FORMATS.get(name, name) if name else None
 
 

@@ -2,6 +2,6 @@
 
 from mlx_router.parsing.output import OutputParser
 from mlx_router.parsing.sink import Parsed, new_call_id
-from mlx_router.parsing.tools import get_parser, known_formats
+from mlx_router.parsing.tools import CHANNELLED, get_parser, known_formats
 
-__all__ = ["OutputParser", "Parsed", "get_parser", "known_formats", "new_call_id"]
+__all__ = ["CHANNELLED", "OutputParser", "Parsed", "get_parser", "known_formats", "new_call_id"]

@@ -59,7 +59,7 @@ def as_json(text: str, types: frozenset[str]) -> str:
         value = _read(text.strip())
         wanted = types or frozenset(("object", "array"))
         if value is not _UNREADABLE and _fits(value, wanted):
-            if wanted & {"integer"} and isinstance(value, float):
+            if "integer" in wanted and isinstance(value, float) and value.is_integer():
                 value = int(value)
             return json.dumps(value, ensure_ascii=False)
     return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
@@ -73,12 +73,15 @@ def _read(text: str) -> Any:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
-        return json.loads(text, strict=False)
+        value = json.loads(text, strict=False)
+        json.dumps(value, allow_nan=False)  # NaN and 1e999 can be read, and are no JSON
     except (ValueError, RecursionError):
         pass
+    else:
+        return value
     try:
         value = ast.literal_eval(text)
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return _UNREADABLE
     return value

@@ -1,0 +1,14 @@
+"""MiniMax M2: ``<invoke name="…">`` with ``<parameter name="…">`` in ``<minimax:tool_call>``."""
+
+from __future__ import annotations
+
+from mlx_router.parsing.tools.tagged import TaggedCalls
+
+
+class MinimaxM2(TaggedCalls):
+    starts = ("<minimax:tool_call>",)
+    close = "</minimax:tool_call>"
+    call = ("<invoke", "</invoke>")
+    key = ("<parameter", "")
+    value = ("", "</parameter>")
+    trim = True
