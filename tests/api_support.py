@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,9 @@ from mlx_router.domain import (
     ModelKind,
     ModelState,
     Pressure,
+    Prompt,
     Started,
+    TextPrompt,
     Timings,
     Usage,
 )
@@ -128,6 +130,22 @@ class FakeManager:
         finally:
             self.open -= 1
             await events.aclose()
+
+    async def atokenize(
+        self, model: str | None, prompt: Prompt, *, add_special_tokens: bool = True
+    ) -> list[int]:
+        """The words' lengths, after a 1 for the special token."""
+        assert isinstance(prompt, TextPrompt)
+        return [1] * add_special_tokens + [len(word) for word in (prompt.text or "").split()]
+
+    async def adetokenize(self, model: str | None, ids: Sequence[int]) -> str:
+        return "".join(await self.atoken_texts(model, ids))
+
+    async def atoken_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
+        return [f"<{token_id}>" for token_id in ids]
+
+    async def afind(self, model: str | None = None) -> ModelCard:
+        return self.model(model or MODEL).card
 
     def models(self) -> list[ModelInfo]:
         return self.infos

@@ -108,6 +108,9 @@ async def test_openapi_describes_every_public_route() -> None:
         assert (await client.get("/redoc")).status_code == 200
     assert set(schema["paths"]) == {
         "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/tokenize",
+        "/v1/detokenize",
         "/v1/models",
         "/v1/models/{model}",
         "/health",

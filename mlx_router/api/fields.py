@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_router.api.schemas.chat import ChatCompletionRequest
+from mlx_router.api.schemas.base import Wire
 from mlx_router.api.validation import shorten
 from mlx_router.errors import UnsupportedParameter
 
@@ -37,18 +37,19 @@ REFUSED = {
     "function_call": "it is OpenAI's old way: send 'tool_choice'",
 }
 
-_KNOWN = frozenset(ChatCompletionRequest.model_fields) | HARMLESS
 
-
-def sort_fields(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields that are ignored; raises UnsupportedParameter for one that must not be."""
-    others = [name for name in data if name not in _KNOWN]
+def sort_fields(
+    data: Mapping[str, Any], model: type[Wire], refused: Mapping[str, str] = REFUSED
+) -> tuple[str, ...]:
+    """The fields that are ignored by a route that reads ``model``; raises UnsupportedParameter for
+    one that must not be, as ``refused`` (field to reason) says."""
+    others = [name for name in data if name not in model.model_fields and name not in HARMLESS]
     ignored = []
     for name in others:
         value = data[name]
-        if name in REFUSED:
-            if value not in (None, [], {}):
-                raise UnsupportedParameter(f"{name} is refused: {REFUSED[name]}.", param=name)
+        if name in refused:
+            if value not in (None, "", [], {}):
+                raise UnsupportedParameter(f"{name} is refused: {refused[name]}.", param=name)
         elif name == "modalities":
             if value not in (None, ["text"]):
                 raise UnsupportedParameter(

@@ -36,6 +36,19 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def streamable(model: type[BaseModel]) -> dict[str, Any]:
+    """The response 200 of a route that answers with ``model``, or with a stream of chunks."""
+    return {
+        "model": model,
+        "description": "The answer; with `stream: true`, chunks as server-sent events.",
+        "content": {
+            "application/json": {},
+            "text/event-stream": {"schema": {"type": "string"}},
+            "application/x-ndjson": {"schema": {"type": "string"}},
+        },
+    }
+
+
 def json_body(model: type[BaseModel], examples: Mapping[str, object]) -> dict[str, Any]:
     """``openapi_extra`` of a route that reads ``model`` as JSON by itself."""
     _bodies.append(model)

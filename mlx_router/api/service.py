@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from starlette.requests import Request
 
 from mlx_router.config.settings import Settings
-from mlx_router.domain import GenerationEvent, GenerationRequest
+from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard, Prompt
 from mlx_router.runtime.status import ModelInfo, RouterStatus
 
 
@@ -19,6 +19,16 @@ class RouterService(Protocol):
     def settings(self) -> Settings: ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]: ...
+
+    async def atokenize(
+        self, model: str | None, prompt: Prompt, *, add_special_tokens: bool = True
+    ) -> list[int]: ...
+
+    async def adetokenize(self, model: str | None, ids: Sequence[int]) -> str: ...
+
+    async def atoken_texts(self, model: str | None, ids: Sequence[int]) -> list[str]: ...
+
+    async def afind(self, model: str | None = None) -> ModelCard: ...
 
     def models(self) -> list[ModelInfo]: ...
 

@@ -142,7 +142,7 @@ class StreamingAnswer(Response):
                     last = chunk  # written below: the events must have ended, slot and all
                 elif not self._open:
                     if isinstance(event, Started):
-                        self._started, self._first = event, chunk
+                        self._started, self._first = event, self._first + chunk
                     elif chunk:
                         await self._write(send, chunk)
                 elif chunk:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import orjson
 
 from mlx_router.api.fields import sort_fields
+from mlx_router.api.generation import Call, delivery, generation_request
 from mlx_router.api.schemas.chat import (
     MAX_MESSAGES,
     AllowedTools,
     AssistantToolCall,
     ChatCompletionRequest,
+    ChatFields,
     MessageIn,
     Part,
     ResponseFormatIn,
@@ -30,18 +32,13 @@ from mlx_router.domain import (
     Message,
     NamedTool,
     ResponseFormat,
-    SamplingOptions,
     TextPart,
     Tool,
     ToolCall,
     ToolChoice,
 )
-from mlx_router.errors import InvalidRequest, ModelNotFound, UnsupportedParameter
+from mlx_router.errors import InvalidRequest, UnsupportedParameter
 
-MAX_MODEL_NAME = 512
-MAX_STOPS = 4
-MAX_STOP_LENGTH = 1024
-MAX_BIASES = 4096
 MAX_TEMPLATE_KWARGS = 32
 
 # A template is given these by the runtime; a request that set them could forge the conversation.
@@ -49,46 +46,52 @@ _RESERVED_KWARGS = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
     | {"conversation", "chat_template", "tokenize", "continue_final_message", "raise_exception"}
 )
-# An answer that is read as a whole needs few events; after 50 ms one is made anyway.
-_WHOLE_ANSWER = 1024
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_TOKEN_ID = re.compile(r"[0-9]{1,9}")
+
+C = TypeVar("C", bound=ChatFields)
 
 
-@dataclass(frozen=True, slots=True)
-class ChatCall:
-    """A chat request, and how its answer is to be written.
-
-    ``ignored`` are fields without effect and ``warnings`` sentences; both go into headers.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatCall(Call):
+    """A chat request, and how its answer is to be written."""
 
     request: GenerationRequest
-    stream: bool
-    streaming_format: str
-    include_usage: bool = False
-    token_ids: bool = False
-    ignored: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
 
 
 def chat_call(data: dict[str, Any], settings: Settings, request_id: str = "") -> ChatCall:
     """Check and translate a request body. Raises InvalidRequest that names the field."""
-    ignored = sort_fields(data)
+    ignored = sort_fields(data, ChatCompletionRequest)
+    wire = parse_chat(ChatCompletionRequest, data)
+    prompt, warnings = chat_prompt(wire)
+    how = delivery(wire, settings)
+    request = generation_request(
+        wire,
+        prompt,
+        settings,
+        request_id=request_id,
+        stream=how.stream,
+        max_tokens=wire.max_completion_tokens or wire.max_tokens,
+        logprobs=_logprobs(wire),
+    )
+    return ChatCall(request=request, delivery=how, ignored=ignored, warnings=warnings)
+
+
+def parse_chat(model: type[C], data: dict[str, Any]) -> C:
+    """``data`` as ``model``, a request with messages. Raises InvalidRequest."""
     messages = data.get("messages")
     if isinstance(messages, list) and len(messages) > MAX_MESSAGES:  # before any is looked at
         raise InvalidRequest(
             f"messages must have at most {MAX_MESSAGES} items (got {len(messages)}).",
             param="messages",
         )
-    wire = parse(ChatCompletionRequest, data)
-    if wire.model is not None and len(wire.model) > MAX_MODEL_NAME:
-        raise ModelNotFound(f"There is no model {shorten(wire.model)}.", param="model")
+    return parse(model, data)
+
+
+def chat_prompt(wire: ChatFields) -> tuple[ChatPrompt, tuple[str, ...]]:
+    """The prompt, and warnings about what was left out of it. Raises InvalidRequest."""
     tools, warnings = _tools(wire.tools or (), "tools")
     choice, tools = _tool_choice(wire, tools)
-    streaming_format = wire.streaming_format or settings.defaults.streaming_format
-    stream = settings.defaults.stream if wire.stream is None else wire.stream
-    stream = stream and streaming_format != "json_array"  # which is one object, sent at the end
     prompt = ChatPrompt(
         messages=tuple(_message(m, f"messages.{i}") for i, m in enumerate(wire.messages)),
         tools=tools,
@@ -98,31 +101,7 @@ def chat_call(data: dict[str, Any], settings: Settings, request_id: str = "") ->
         reasoning_effort=wire.reasoning_effort,
         template_kwargs=_template_kwargs(wire),
     )
-    request = GenerationRequest(
-        prompt=prompt,
-        model=wire.model or None,
-        request_id=request_id,
-        sampling=_sampling(wire),
-        max_tokens=wire.max_completion_tokens or wire.max_tokens,
-        stop=_stop(wire.stop),
-        n=wire.n or 1,
-        # Random generators take unsigned numbers; a negative seed stays a seed of its own.
-        seed=None if wire.seed is None else wire.seed & (2**63 - 1),
-        logit_bias=_logit_bias(wire.logit_bias),
-        logprobs=_logprobs(wire),
-        timeout=wire.timeout,
-        ignore_eos=bool(wire.ignore_eos),
-        chunk_tokens=settings.defaults.stream_chunk_size if stream else _WHOLE_ANSWER,
-    )
-    return ChatCall(
-        request=request,
-        stream=stream,
-        streaming_format=streaming_format,
-        include_usage=bool(wire.stream_options and wire.stream_options.include_usage),
-        token_ids=bool(wire.return_token_ids),
-        ignored=ignored,
-        warnings=warnings,
-    )
+    return prompt, warnings
 
 
 # --- messages -------------------------------------------------------------------------------
@@ -222,9 +201,7 @@ def _tools(wire: Sequence[ToolIn], at: str) -> tuple[tuple[Tool, ...], tuple[str
     return tuple(tools), (f"tools of unknown type left out: {names}",) if left_out else ()
 
 
-def _tool_choice(
-    wire: ChatCompletionRequest, tools: tuple[Tool, ...]
-) -> tuple[ToolChoice, tuple[Tool, ...]]:
+def _tool_choice(wire: ChatFields, tools: tuple[Tool, ...]) -> tuple[ToolChoice, tuple[Tool, ...]]:
     """The choice, and the tools that it leaves to choose from."""
     choice = wire.tool_choice
     if choice is None or choice == "auto":
@@ -287,7 +264,7 @@ def _response_format(wire: ResponseFormatIn | None) -> ResponseFormat:
     return ResponseFormat(wire.type)
 
 
-def _template_kwargs(wire: ChatCompletionRequest) -> dict[str, Any]:
+def _template_kwargs(wire: ChatFields) -> dict[str, Any]:
     kwargs: dict[str, Any] = dict(wire.chat_template_kwargs or {})
     if len(kwargs) > MAX_TEMPLATE_KWARGS:
         raise InvalidRequest(
@@ -305,52 +282,6 @@ def _template_kwargs(wire: ChatCompletionRequest) -> dict[str, Any]:
     elif wire.reasoning_effort == "none":
         kwargs.setdefault("enable_thinking", False)
     return kwargs
-
-
-# --- sampling -------------------------------------------------------------------------------
-
-
-def _sampling(wire: ChatCompletionRequest) -> SamplingOptions:
-    return SamplingOptions(
-        temperature=wire.temperature,
-        top_p=wire.top_p,
-        top_k=wire.top_k,
-        min_p=wire.min_p,
-        repetition_penalty=wire.repetition_penalty,
-        presence_penalty=wire.presence_penalty,
-        frequency_penalty=wire.frequency_penalty,
-    )
-
-
-def _stop(wire: str | list[str] | None) -> tuple[str, ...]:
-    stops = (wire,) if isinstance(wire, str) else tuple(wire or ())
-    if len(stops) > MAX_STOPS:
-        raise InvalidRequest(
-            f"stop must have at most {MAX_STOPS} items (got {len(stops)}).", param="stop"
-        )
-    for stop in stops:
-        if not 0 < len(stop) <= MAX_STOP_LENGTH:
-            raise InvalidRequest(
-                f"stop must be 1 to {MAX_STOP_LENGTH} characters long (got {len(stop)}).",
-                param="stop",
-            )
-    return stops
-
-
-def _logit_bias(wire: dict[str, float] | None) -> dict[int, float]:
-    if not wire:
-        return {}
-    if len(wire) > MAX_BIASES:
-        raise InvalidRequest(
-            f"logit_bias must have at most {MAX_BIASES} items (got {len(wire)}).",
-            param="logit_bias",
-        )
-    for key in wire:
-        if not _TOKEN_ID.fullmatch(key):
-            raise InvalidRequest(
-                f"logit_bias must have token ids as keys (got {shorten(key)}).", param="logit_bias"
-            )
-    return {int(key): value for key, value in wire.items()}
 
 
 def _logprobs(wire: ChatCompletionRequest) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import accumulate
 from secrets import token_hex
 from typing import Any
 from urllib.parse import quote
@@ -18,8 +19,8 @@ _MIN_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON does 
 _MAX_HEADER = 400
 
 
-def answer_id() -> str:
-    return f"chatcmpl-{token_hex(12)}"
+def answer_id(prefix: str) -> str:
+    return f"{prefix}-{token_hex(12)}"
 
 
 def dumps(value: object) -> bytes:
@@ -76,6 +77,26 @@ def logprobs_list(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
     ]
 
 
+def text_logprobs(logprobs: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
+    """The logprobs of a completion, four lists of one length. ``text_offset`` counts the characters
+    of ``tokens``, from ``offset`` on. The alternatives include the token itself."""
+    tokens = [_clean(item.text) for item in logprobs]
+    tops = []
+    for item, token in zip(logprobs, tokens, strict=True):
+        top: dict[str, float] = {}
+        for _, text, logprob in item.top:  # the likeliest first; others may read the same
+            top.setdefault(_clean(text), _finite(logprob))
+        top.setdefault(token, _finite(item.logprob))
+        tops.append(top)
+    offsets = list(accumulate(map(len, tokens), initial=offset))[:-1]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [_finite(item.logprob) for item in logprobs],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }
+
+
 def started_headers(started: Started | None) -> dict[str, str]:
     """Which model answers, and why with fewer tokens than asked for, if so."""
     if started is None:
@@ -88,13 +109,17 @@ def started_headers(started: Started | None) -> dict[str, str]:
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
-    data = text.encode(errors="replace")
-    return {
-        "token": data.decode(),
-        # not >=, so that a NaN ends up here as well
-        "logprob": logprob if logprob > _MIN_LOGPROB else _MIN_LOGPROB,
-        "bytes": list(data),
-    }
+    clean = _clean(text)
+    return {"token": clean, "logprob": _finite(logprob), "bytes": list(clean.encode())}
+
+
+def _clean(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _finite(logprob: float) -> float:
+    # not >=, so that a NaN ends up here as well
+    return logprob if logprob > _MIN_LOGPROB else _MIN_LOGPROB
 
 
 def _rate(tokens: int, seconds: float) -> float:

@@ -9,10 +9,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from mlx_router.catalog.catalog import Catalog
 from mlx_router.config.settings import ModelSettings, Settings
@@ -24,6 +25,7 @@ from mlx_router.domain import (
     ModelCard,
     ModelKind,
     ModelState,
+    Prompt,
 )
 from mlx_router.engine.base import EngineFactory
 from mlx_router.errors import (
@@ -37,6 +39,7 @@ from mlx_router.errors import (
 from mlx_router.memory.monitor import ResourceMonitor
 from mlx_router.memory.policy import MemoryPolicy, TokenLimits
 from mlx_router.memory.probe import MemorySnapshot
+from mlx_router.runtime.codecs import Codecs, Vocabulary
 from mlx_router.runtime.fleet import Fleet, FleetOptions
 from mlx_router.runtime.generation import Plan, run
 from mlx_router.runtime.limits import (
@@ -107,6 +110,7 @@ class Core:
                 serialize_steps=defaults.serialize_steps,
             ),
         )
+        self._codecs = Codecs(factory, self._loader)
         self._refreshed = time.monotonic()
         self._refreshing: asyncio.Task[None] | None = None
         self._grace: asyncio.TimerHandle | None = None
@@ -191,7 +195,7 @@ class Core:
         """Refuse what this model cannot do, before it costs a load."""
         if card.kind not in (ModelKind.TEXT, ModelKind.VISION):
             raise InvalidRequest(
-                f"{card.id} is an {card.kind} model and does not write text.", param="model"
+                f"{card.id} is a model of kind {card.kind} and does not write text.", param="model"
             )
         prompt = request.prompt
         if not isinstance(prompt, ChatPrompt):
@@ -222,6 +226,33 @@ class Core:
                 "tool_choice 'none' and 'auto' are supported; forcing a tool is not yet.",
                 param="tool_choice",
             )
+
+    # --- tokens -----------------------------------------------------------------------------
+
+    async def tokenize(
+        self, model: str | None, prompt: Prompt, *, add_special_tokens: bool
+    ) -> list[int]:
+        """See :meth:`MLXModelManager.tokenize`."""
+        words = await self._vocabulary(model)
+        encode = partial(words.encode, prompt, add_special_tokens=add_special_tokens)
+        return await self._loop.run_in_executor(self._executor, encode)
+
+    async def detokenize(self, model: str | None, ids: Sequence[int]) -> str:
+        """See :meth:`MLXModelManager.detokenize`."""
+        words = await self._vocabulary(model)
+        return await self._loop.run_in_executor(self._executor, words.decode, ids)
+
+    async def token_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
+        """See :meth:`MLXModelManager.token_texts`."""
+        words = await self._vocabulary(model)
+        return await self._loop.run_in_executor(self._executor, words.decode_each, ids)
+
+    async def _vocabulary(self, model: str | None) -> Vocabulary:
+        card = await self.find(model)
+        resident = self.fleet.resident(card.id)
+        if resident is None or resident.codec is None or resident.model is None:
+            return await self._codecs.get(card)
+        return Vocabulary(resident.codec, resident.model.vocab_size)
 
     # --- models -----------------------------------------------------------------------------
 

@@ -132,6 +132,11 @@ class Fleet:
             return ModelState.UNLOADED
         return ModelState.QUEUED if slot.wants_load else _STATES[slot.phase]
 
+    def resident(self, model: str) -> Resident | None:
+        """The model, if it is in memory and through with loading."""
+        resident = self._residents.get(model)
+        return resident if resident is not None and resident.ready else None
+
     def slot(self, model: str) -> Slot | None:
         return self._scheduler.slot(model)
 

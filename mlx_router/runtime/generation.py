@@ -20,7 +20,7 @@ from mlx_router.domain import (
 )
 from mlx_router.engine.base import Job, Sampling, TextCodec
 from mlx_router.errors import InvalidRequest, RequestTimeout
-from mlx_router.parsing import OutputParser
+from mlx_router.parsing import CHANNELLED, OutputParser
 from mlx_router.runtime.answer import Answer, Choice
 from mlx_router.runtime.limits import TokenLimit, check_token_ids
 from mlx_router.runtime.resident import Resident
@@ -98,6 +98,7 @@ def _start(
     if isinstance(request.prompt, ChatPrompt) and request.prompt.tool_choice != "none":
         tools = request.prompt.tools
     is_chat = isinstance(request.prompt, ChatPrompt)
+    tool_format = codec.markers.tool_format if is_chat else None
     in_reasoning = is_chat and codec.starts_in_reasoning(ids)
     for index in range(request.n):
         seed = None if sampling.seed is None else sampling.seed + index
@@ -112,7 +113,7 @@ def _start(
         parser = OutputParser(
             codec.markers.think_start if is_chat else None,
             codec.markers.think_end if is_chat else None,
-            codec.markers.tool_format if tools else None,
+            tool_format if tools or tool_format in CHANNELLED else None,
             stop=request.stop,
             tools=tools,
             starts_in_reasoning=in_reasoning,

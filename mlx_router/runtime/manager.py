@@ -6,14 +6,14 @@ import asyncio
 import atexit
 import logging
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack
 
 from mlx_router.catalog.catalog import Catalog
 from mlx_router.config.settings import Settings
-from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard
+from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard, Prompt
 from mlx_router.engine.base import EngineFactory
 from mlx_router.errors import ShuttingDown
 from mlx_router.memory.monitor import ResourceMonitor
@@ -111,6 +111,41 @@ class MLXModelManager:
             return self._core.generate(request)
         return self._bridge.stream(lambda: self._stream(request))
 
+    # --- tokens -----------------------------------------------------------------------------
+
+    def tokenize(
+        self, model: str | None, prompt: Prompt, *, add_special_tokens: bool = True
+    ) -> list[int]:
+        """The ids of a prompt, as the model would read it: a chat through the model's template,
+        plain text with a leading special token where the model wants one and
+        ``add_special_tokens`` allows it. The model need not be in memory, and is not loaded. None:
+        the default model. Raises ModelNotFound, ModelCorrupt, InvalidRequest."""
+        return self._bridge.wait(self._tokenize(model, prompt, add_special_tokens))
+
+    async def atokenize(
+        self, model: str | None, prompt: Prompt, *, add_special_tokens: bool = True
+    ) -> list[int]:
+        """As :meth:`tokenize`, without blocking."""
+        return await self._bridge.run(self._tokenize(model, prompt, add_special_tokens))
+
+    def detokenize(self, model: str | None, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included. Raises as :meth:`tokenize`, and
+        InvalidRequest for an id that the model does not have."""
+        return self._bridge.wait(self._detokenize(model, ids))
+
+    async def adetokenize(self, model: str | None, ids: Sequence[int]) -> str:
+        """As :meth:`detokenize`, without blocking."""
+        return await self._bridge.run(self._detokenize(model, ids))
+
+    def token_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
+        """As :meth:`detokenize`, but each id by itself. One that is only a part of a character has
+        the replacement character for its text."""
+        return self._bridge.wait(self._token_texts(model, ids))
+
+    async def atoken_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
+        """As :meth:`token_texts`, without blocking."""
+        return await self._bridge.run(self._token_texts(model, ids))
+
     # --- models -----------------------------------------------------------------------------
 
     def load(self, model: str) -> ModelInfo:
@@ -128,6 +163,15 @@ class MLXModelManager:
     async def aunload(self, model: str) -> None:
         """As :meth:`unload`, without blocking."""
         await self._bridge.run(self._unload(model))
+
+    def find(self, model: str | None = None) -> ModelCard:
+        """The model that a request for ``model`` means; None: the default model. Looks at the disk
+        again before it says no. Raises ModelNotFound, ModelCorrupt, InvalidRequest."""
+        return self._bridge.wait(self._find(model))
+
+    async def afind(self, model: str | None = None) -> ModelCard:
+        """As :meth:`find`, without blocking."""
+        return await self._bridge.run(self._find(model))
 
     def cards(self) -> list[ModelCard]:
         """What is known of every model found, unusable ones included."""
@@ -237,6 +281,24 @@ class MLXModelManager:
     async def _chat(self, request: GenerationRequest) -> ChatResult:
         core = await self._started()
         return await collect(core.generate(request))
+
+    async def _tokenize(
+        self, model: str | None, prompt: Prompt, add_special_tokens: bool
+    ) -> list[int]:
+        core = await self._started()
+        return await core.tokenize(model, prompt, add_special_tokens=add_special_tokens)
+
+    async def _detokenize(self, model: str | None, ids: Sequence[int]) -> str:
+        core = await self._started()
+        return await core.detokenize(model, ids)
+
+    async def _token_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
+        core = await self._started()
+        return await core.token_texts(model, ids)
+
+    async def _find(self, model: str | None) -> ModelCard:
+        core = await self._started()
+        return await core.find(model)
 
     async def _load(self, name: str) -> ModelInfo:
         core = await self._started()

@@ -8,13 +8,12 @@ from starlette.responses import Response
 from mlx_router.api.body import read_json
 from mlx_router.api.chat_answer import ChatAnswer
 from mlx_router.api.chat_chunks import ChatChunks
-from mlx_router.api.openapi import errors, json_body
+from mlx_router.api.openapi import errors, json_body, streamable
+from mlx_router.api.respond import respond
 from mlx_router.api.schemas.answers import ChatCompletion
 from mlx_router.api.schemas.chat import ChatCompletionRequest
 from mlx_router.api.service import service_of
-from mlx_router.api.stream import StreamingAnswer, unless_client_leaves
-from mlx_router.api.translate import ChatCall, chat_call
-from mlx_router.api.wire import dumps, header_value, started_headers
+from mlx_router.api.translate import chat_call
 
 router = APIRouter(tags=["chat"])
 
@@ -52,15 +51,7 @@ _EXAMPLES = {
     operation_id="create_chat_completion",
     response_class=Response,
     responses={
-        200: {
-            "model": ChatCompletion,
-            "description": "The answer; with `stream: true`, chunks as server-sent events.",
-            "content": {
-                "application/json": {},
-                "text/event-stream": {"schema": {"type": "string"}},
-                "application/x-ndjson": {"schema": {"type": "string"}},
-            },
-        },
+        200: streamable(ChatCompletion),
         **errors(400, 401, 403, 404, 413, 429, 500, 503, 504),
     },
     openapi_extra=json_body(ChatCompletionRequest, _EXAMPLES),
@@ -74,32 +65,14 @@ async def create_chat_completion(request: Request) -> Response:
     service = service_of(request)
     data = await read_json(request.receive)
     call = chat_call(data, service.settings, request.scope.get("mlx_router.request_id", ""))
-    headers = _notes(call)
 
     def shows_reasoning(model: str) -> bool:
         return service.settings.for_model(model).reasoning_response != "disable"
 
-    if call.stream:
-        return StreamingAnswer(
-            service.generate(call.request),
-            ChatChunks(call, shows_reasoning),
-            keep_alive_seconds=service.settings.server.keep_alive_seconds,
-            headers=headers,
-        )
-    answer = ChatAnswer(call)
-    await unless_client_leaves(request.receive, answer.gather(service.generate(call.request)))
-    headers.update(started_headers(answer.started))
-    if answer.timed_out:
-        headers["x-mlx-router-timed-out"] = "true"
-    body = dumps(answer.body(shows_reasoning))
-    return Response(body, media_type="application/json", headers=headers)
-
-
-def _notes(call: ChatCall) -> dict[str, str]:
-    """Headers about what was left out of the request."""
-    headers = {}
-    if call.ignored:
-        headers["x-mlx-router-ignored"] = header_value(",".join(name[:64] for name in call.ignored))
-    if call.warnings:
-        headers["x-mlx-router-warning"] = header_value("; ".join(call.warnings))
-    return headers
+    return await respond(
+        request,
+        call,
+        service.generate(call.request),
+        encoder=ChatChunks(call, shows_reasoning),
+        answer=ChatAnswer(call, shows_reasoning),
+    )

@@ -111,6 +111,48 @@ class ChatCompletion(Answer):
     prompt_token_ids: list[int] | None = None
 
 
+# --- completions and tokens -----------------------------------------------------------------
+
+
+class TextLogprobs(Answer):
+    """Lists of one length. text_offset: where each token begins in the joined tokens."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(Answer):
+    text: str
+    index: int = Field(description="Answer i of prompt k has k * n + i.")
+    logprobs: TextLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class Completion(Answer):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: UsageOut
+
+
+class Tokenized(Answer):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = Field(None, description="With return_token_strs.")
+
+
+class Detokenized(Answer):
+    prompt: str
+
+
 # --- models ---------------------------------------------------------------------------------
 
 

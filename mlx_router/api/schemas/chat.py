@@ -1,25 +1,14 @@
-"""The request of POST /v1/chat/completions.
-
-Numbers are strict (a text is not a number) and bounded. Fields that are not here are sorted by
-:mod:`mlx_router.api.fields`: refused by name, or reported as ignored.
-"""
+"""The request of POST /v1/chat/completions; see :mod:`mlx_router.api.schemas.base`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from mlx_router.api.schemas.base import GenerationFields, Tokens, Wire
 
 MAX_MESSAGES = 10_000
-MAX_INT = 2**63 - 1
-
-
-class Wire(BaseModel):
-    """Base of the request models: strict types; unknown keys are left to the caller to report."""
-
-    model_config = ConfigDict(
-        strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True
-    )
 
 
 class ImageUrl(Wire):
@@ -116,45 +105,13 @@ class ResponseFormatIn(Wire):
     )
 
 
-class StreamOptions(Wire):
-    include_usage: bool | None = Field(None, description="Send a last chunk with the usage.")
-    include_obfuscation: bool | None = None
-
-
-Unit = Annotated[float, Field(ge=0, le=1)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-Tokens = Annotated[int, Field(ge=1, le=MAX_INT)]
 Scalar = str | bool | int | float | None
 
 
-class ChatCompletionRequest(Wire):
-    """A chat request, as OpenAI documents it, with a few extensions."""
+class ChatFields(Wire):
+    """What the text that a model reads is made of."""
 
-    model: str | None = Field(
-        None, description="Id, alias or short name; absent: the default model."
-    )
     messages: list[MessageIn] = Field(min_length=1, max_length=MAX_MESSAGES)
-
-    max_tokens: Tokens | None = Field(
-        None, description="Tokens of the answer; clamped to what fits, never refused."
-    )
-    max_completion_tokens: Tokens | None = Field(None, description="Wins over max_tokens.")
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0: greedy.")
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(None, description="0: off.")
-    min_p: Unit | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    stop: str | list[str] | None = Field(None, description="A text, or up to four.")
-    n: Annotated[int, Field(ge=1, le=8)] | None = Field(None, description="How many answers.")
-    seed: Annotated[int, Field(ge=-(2**63), le=MAX_INT)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Token id to bias."
-    )
-
     tools: list[ToolIn] | None = Field(None, max_length=1024)
     tool_choice: str | ToolChoiceObject | None = Field(
         None, description="none, auto, required, a function, or allowed_tools."
@@ -164,24 +121,17 @@ class ChatCompletionRequest(Wire):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )
-
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    streaming_format: Literal["sse", "json_lines", "json_array"] | None = Field(
-        None, description="Extension: how a streamed answer is written."
-    )
     chat_template_kwargs: dict[str, Scalar] | None = Field(
         None, description="Extension: variables for the model's chat template."
     )
     enable_thinking: bool | None = Field(
         None, description="Extension: short for chat_template_kwargs.enable_thinking."
     )
-    ignore_eos: bool | None = Field(
-        None, description="Extension: go on to max_tokens, for measuring."
-    )
-    return_token_ids: bool | None = Field(
-        None, description="Extension: prompt_token_ids, and token_ids of every choice."
-    )
-    timeout: Annotated[float, Field(gt=0, le=86_400)] | None = Field(
-        None, description="Extension: seconds for the whole answer."
-    )
+
+
+class ChatCompletionRequest(GenerationFields, ChatFields):
+    """A chat request, as OpenAI documents it, with a few extensions."""
+
+    max_completion_tokens: Tokens | None = Field(None, description="Wins over max_tokens.")
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
