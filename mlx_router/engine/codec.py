@@ -140,20 +140,17 @@ class MLXCodec:
             for key in ("bos_token", "eos_token", "unk_token", "pad_token")
             if (value := getattr(self._tokenizer, key, None)) is not None
         }
-        own = self._tokenizer.chat_template
-        sources: Mapping[str, str]
-        if name is not None:
-            sources = {"default": named_template(name)}
-        elif isinstance(own, str):
-            sources = {"default": own}
-        else:
-            sources = own or {}
+        sources = self._own_templates() if name is None else {"default": named_template(name)}
         return {key: ChatTemplate(text, special_tokens=tokens) for key, text in sources.items()}
+
+    def _own_templates(self) -> Mapping[str, str]:
+        """The model's own templates by name; most models have one, ``default``, some none."""
+        own: str | Mapping[str, str] | None = self._tokenizer.chat_template
+        return {"default": own} if isinstance(own, str) else own or {}
 
     def _infer_tool_format(self) -> str | None:
         """The family of a model for which mlx-lm knows none, by what its template writes."""
-        own = self._tokenizer.chat_template
-        source = own if isinstance(own, str) else "".join((own or {}).values())
+        source = "".join(self._own_templates().values())
         for family, markers in _TEMPLATE_MARKERS:
             if all(marker in source for marker in markers):
                 return family
