@@ -28,6 +28,11 @@ what is measured:
   cpu         CPU time of our server per streamed token, without a model (aim: at most 15 µs)
   passes      forward passes of the model per token, times streams (aim: at most 1.05)
   overhead    requests/s and latency of answers of one token, without a model
+  swap        two models and memory for one: how often they are swapped (aim: at most a third of
+              mlx_lm.server's swaps), the longest wait (aim: at most three fair shares)
+  load        time to the first token of a swap against reading its files and computing that token
+              (aim: at least 0.8); the longest gap of a stream while another model comes (aim: at
+              most three steps + 50 ms)
 
 The model is made up on the spot: random weights in float32, so nothing is downloaded. On Linux
 OpenBLAS is preloaded into all three (Debian: libopenblas0-pthread). benchmarks/README.md says why,

@@ -7,7 +7,9 @@ Runs in a process of its own as seen from the servers, on uvloop, with raw socke
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +38,21 @@ class Answer:
     first: float
     last: float
     end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An answer of a conversation between several clients and a server. ``source``: whose request
+    it was; ``sent``: seconds since the first request of all."""
+
+    source: int
+    sent: float
+    answer: Answer
+
+    @property
+    def first(self) -> float:
+        """When the first text arrived: seconds since the first request of all."""
+        return self.sent + self.answer.first
 
 
 Piece = tuple[float, bytes]  # when it arrived (seconds), and the bytes of the socket
@@ -198,6 +215,11 @@ class Connection(asyncio.Protocol):
         await self._waiter
         return sent, self._pieces
 
+    @property
+    def arrivals(self) -> list[float]:
+        """When each piece of the answer under way arrived."""
+        return [moment for moment, _ in self._pieces]
+
     def close(self) -> None:
         if self.transport is not None:
             self.transport.close()
@@ -270,6 +292,76 @@ def ask_repeatedly(
         finally:
             for connection in connections:
                 connection.close()
+
+    return _run(run(), timeout)
+
+
+def ask_in_turn(
+    port: int, sources: Sequence[Iterator[tuple[int, bytes]]], timeout: float
+) -> list[Asked]:
+    """One client for each source: it asks the next of its ``(source, body)`` when it has the
+    answer to the one before. Clients that were given the same iterator use it up together. Every
+    request has a connection of its own. Blocks; the answers by when their first text came."""
+
+    async def client(requests: Iterator[tuple[int, bytes]]) -> list[tuple[int, float, list[Piece]]]:
+        raw = []
+        for source, body in requests:
+            connection = await _connect(port)
+            try:
+                raw.append((source, *await connection.ask(http_request(body))))
+            finally:
+                connection.close()
+        return raw
+
+    async def run() -> list[tuple[int, float, list[Piece]]]:
+        return [one for raw in await asyncio.gather(*map(client, sources)) for one in raw]
+
+    raw = _run(run(), timeout)
+    start = min(sent for _, sent, _ in raw)
+    asked = [Asked(n, sent - start, parse_answer(sent, pieces)) for n, sent, pieces in raw]
+    return sorted(asked, key=lambda one: one.first)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Seconds between the pieces of a stream: ``before`` another request was sent, and while that
+    one ``waited``, so many seconds, until its model was there."""
+
+    before: list[float]
+    meanwhile: list[float]
+    waited: float
+
+
+def watch_stream(port: int, stream: bytes, other: bytes, pieces: int, timeout: float) -> Watched:
+    """Ask for a long stream and, when it has come in so many pieces, for something else. The
+    stream is cut off when the other answer is complete. Blocks; raises LoadError if the stream
+    ends before. Our server only: it says how long a request waited."""
+
+    async def run() -> Watched:
+        watched, asking = await _connect(port), await _connect(port)
+        try:
+            streaming = asyncio.create_task(watched.ask(http_request(stream)))
+            while len(watched.arrivals) < pieces and not streaming.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            sent, answer = await asking.ask(http_request(other))
+            if streaming.done():
+                raise LoadError("the stream ended before the other answer came")
+            streaming.cancel()
+            parse_answer(sent, answer)  # says what is wrong
+            stated = re.search(rb'"queue_ms": ?([0-9.]+)', b"".join(data for _, data in answer))
+            if stated is None:
+                raise LoadError("the answer does not say how long it waited")
+            waited = float(stated[1]) / 1e3
+            # The first piece is the head of the answer, and comes long before any token.
+            gaps = list(itertools.pairwise(watched.arrivals[1:]))
+            return Watched(
+                [end - begin for begin, end in gaps if end <= sent],
+                [end - begin for begin, end in gaps if sent < end and begin < sent + waited],
+                waited,
+            )
+        finally:
+            watched.close()
+            asking.close()
 
     return _run(run(), timeout)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.client import ask_repeatedly, ask_together
-from benchmarks.model import FULL, SMALL, TINY, Shape, make_model, make_prompt
+from benchmarks.model import BIG, FULL, SMALL, SWAPPED, TINY, Shape, make_model, make_prompt
 from benchmarks.processes import Process, environment
 from benchmarks.report import (
     Aim,
@@ -31,6 +31,8 @@ GROUPS = {
     "cpu": "Server CPU per streamed token (scripted engine)",
     "passes": "Forward passes per generated token",
     "overhead": "Requests with one token (scripted engine)",
+    "swap": "Two models, memory for one",
+    "load": "Loading a model",
 }
 NEED_MODEL = ("decode", "aggregate", "ttft")
 
@@ -56,6 +58,12 @@ class Plan:
     cpu_answer: int = 1000
     load_streams: tuple[int, ...] = (1, 16, 64, 256)
     load_seconds: float = 4.0
+    swap_shape: Shape = SWAPPED
+    swap_requests: int = 18
+    swap_tokens: int = 16
+    swap_rounds: int = 3
+    big_shape: Shape = BIG
+    big_rounds: int = 5
 
 
 QUICK = Plan(
@@ -70,6 +78,12 @@ QUICK = Plan(
     cpu_answer=100,
     load_streams=(1, 16, 64),
     load_seconds=0.5,
+    swap_shape=TINY,
+    swap_requests=8,
+    swap_tokens=4,
+    swap_rounds=2,
+    big_shape=SMALL,
+    big_rounds=2,
 )
 
 

@@ -56,6 +56,8 @@ class Shape:
 
 FULL = Shape(hidden=768, layers=4, feed_forward=2048)  # a decoding step takes 30 to 60 ms
 SMALL = Shape(hidden=256, layers=4, feed_forward=704)
+SWAPPED = Shape(hidden=768, layers=3, feed_forward=2048)  # 103 MB
+BIG = Shape(hidden=2048, layers=5, feed_forward=5632)  # 1.01 GB
 TINY = Shape(hidden=128, layers=1, feed_forward=256)  # to count what it does, not to time it
 
 

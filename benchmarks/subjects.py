@@ -83,7 +83,7 @@ class HTTPSubject:
     port: int
     fields: Mapping[str, Any] = field(default_factory=dict)
 
-    def body(self, prompt: str, tokens: int) -> bytes:
+    def body(self, prompt: str, tokens: int, **more: Any) -> bytes:
         return json.dumps(
             {
                 "messages": [{"role": "user", "content": prompt}],
@@ -92,6 +92,7 @@ class HTTPSubject:
                 "stream": True,
                 "stream_options": {"include_usage": True},
                 **self.fields,
+                **more,
             }
         ).encode()
 
@@ -146,7 +147,7 @@ def contest(model: Path, folder: Path, openblas: str | None) -> Iterator[Contest
         bare = stack.enter_context(
             Process("bare", ["-m", "benchmarks.bare", str(model)], env, folder, json_lines=True)
         )
-        theirs, their_port = stack.enter_context(_mlx_lm_server(folder, env, model))
+        theirs, their_port = stack.enter_context(mlx_lm_server(folder, env, model))
         ours, our_port = stack.enter_context(our_server(folder, env, models=model.parents[1]))
         theirs.wait_until_healthy(their_port)
         ours.wait_until_healthy(our_port)
@@ -174,7 +175,11 @@ def our_server(
     """``python -m mlx_router`` with default settings, but for ``settings``: process and port. It
     may not be ready yet."""
     chosen = settings or {}
-    config = {**chosen, "server": {**chosen.get("server", {}), "log_dir": str(folder / "logs")}}
+    config = {
+        **chosen,
+        "server": {**chosen.get("server", {}), "log_dir": str(folder / "logs")},
+        "defaults": {**chosen.get("defaults", {}), "state_directory": str(folder / "state")},
+    }
     file = folder / "config.json"
     file.write_text(json.dumps(config))
     port = free_port()
@@ -185,7 +190,7 @@ def our_server(
 
 
 @contextlib.contextmanager
-def _mlx_lm_server(
+def mlx_lm_server(
     folder: Path, env: Mapping[str, str], model: Path
 ) -> Iterator[tuple[Process, int]]:
     port = free_port()

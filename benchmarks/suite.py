@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import measures
+from benchmarks.loading import efficiency, stall
 from benchmarks.measures import GROUPS, Plan, Say
 from benchmarks.model import make_model
 from benchmarks.processes import find_openblas
 from benchmarks.report import Result, failed
 from benchmarks.subjects import Contest, contest
+from benchmarks.swap import swap
 
 T = TypeVar("T")
 
@@ -61,6 +63,11 @@ class Suite:
                 ],
                 "passes": [("passes", partial(measures.passes, plan=plan))],
                 "overhead": [("overhead", partial(measures.overhead, plan=plan))],
+                "swap": [("swap", partial(swap, plan=plan, openblas=self._openblas))],
+                "load": [
+                    ("efficiency", partial(efficiency, plan=plan, openblas=self._openblas)),
+                    ("a stream meanwhile", partial(stall, plan=plan, openblas=self._openblas)),
+                ],
             }
             for group in groups:
                 for name, measure in alone.get(group, ()):

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
+USUAL_TOKENS = 8192  # of a conversation: what memory is reckoned for, unless the context is shorter
 GIB = 2**30  # bytes in a GB, as memory is counted here: in settings, logs, tables and answers
 
 # --- models ---------------------------------------------------------------------------------
@@ -47,10 +48,24 @@ class Pressure(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class MLXMemory:
+    """What MLX holds, in bytes: ``active`` is in use, ``cache`` is kept for reuse and can be
+    dropped, ``peak`` is the most that was ever active. ``in_ram``: it is the machine's memory, not
+    a graphics card's own."""
+
+    active: int = 0
+    cache: int = 0
+    peak: int = 0
+    in_ram: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """What is known of a model from its files, without importing or running anything.
 
-    Sizes are bytes. ``required_bytes`` is weights plus KV cache for a usual conversation.
+    Sizes are bytes. ``required_bytes`` is what the model takes while it computes a conversation of
+    :attr:`usual_tokens`: weights, ``cache_bytes`` of KV cache, and what a step needs besides.
+    ``fingerprint`` changes with the model's config and weights; empty for one without files.
     ``problem`` says in one sentence why the model cannot be used, naming the file; None if it can.
     """
 
@@ -64,10 +79,12 @@ class ModelCard:
     quantization: str | None = None
     context_length: int = 4096
     kv_bytes_per_token: int = 0
+    cache_bytes: int = 0
     required_bytes: int = 0
     supports_tools: bool = False
     supports_reasoning: bool = False
     created: int = 0
+    fingerprint: str = ""
     problem: str | None = None
 
     @property
@@ -78,6 +95,11 @@ class ModelCard:
     @property
     def usable(self) -> bool:
         return self.problem is None
+
+    @property
+    def usual_tokens(self) -> int:
+        """The length of the conversation that memory is reckoned for."""
+        return min(self.context_length, USUAL_TOKENS)
 
     @property
     def supports_vision(self) -> bool:
@@ -159,6 +181,18 @@ class ResponseFormat:
     name: str | None = None
     schema: Mapping[str, Any] | None = None
     strict: bool = False
+
+
+# Variables of chat templates that are ours to set: a client that set them could forge the
+# conversation.
+RESERVED_TEMPLATE_VARIABLES = frozenset(
+    {
+        *("messages", "tools", "documents", "conversation", "chat_template"),
+        *("add_generation_prompt", "continue_final_message", "tokenize", "raise_exception"),
+        *("return_dict", "return_tensors"),
+        *("bos_token", "eos_token", "unk_token", "pad_token"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +332,14 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Preparing:
+    """The request waits, and for what: ``downloading org/name 34 % of 4.2 GB``. Any number of them
+    may come, a few seconds apart, before Started; none after it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The request was admitted: which model answers, and under which limits.
 
@@ -347,4 +389,5 @@ class Completed:
     timings: Timings = field(default_factory=Timings)
 
 
-GenerationEvent = Started | Delta | Finished | Completed
+AnswerEvent = Started | Delta | Finished | Completed
+GenerationEvent = Preparing | AnswerEvent

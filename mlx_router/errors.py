@@ -18,6 +18,7 @@
     ├── EngineFailed                 500    engine_failed
     ├── Unavailable                  503    unavailable               (Retry-After)
     │   ├── InsufficientMemory       503    insufficient_memory
+    │   ├── InsufficientStorage      503    insufficient_storage
     │   └── ShuttingDown             503    shutting_down
     └── RequestTimeout               504    timeout
 """
@@ -136,6 +137,10 @@ class Unavailable(RouterError):
 
 class InsufficientMemory(Unavailable):
     code = "insufficient_memory"
+
+
+class InsufficientStorage(Unavailable):
+    code = "insufficient_storage"
 
 
 class ShuttingDown(Unavailable):

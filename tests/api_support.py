@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from mlx_router.api.app import create_app
+from mlx_router.config.changes import Change
 from mlx_router.config.settings import Settings
 from mlx_router.domain import (
     Completed,
@@ -35,6 +36,7 @@ from mlx_router.domain import (
     Usage,
 )
 from mlx_router.errors import ModelNotFound
+from mlx_router.memory.policy import MemoryPolicy, TokenLimits
 from mlx_router.memory.probe import MemorySnapshot
 from mlx_router.runtime.embedding import EmbeddingRequest, Embeddings
 from mlx_router.runtime.status import LoadedInfo, ModelInfo, RouterStatus
@@ -169,6 +171,7 @@ class FakeManager:
         return RouterStatus(
             version="1.2.3",
             pressure=self.pressure,
+            policy=MemoryPolicy(threshold_bytes=10 * GB),
             uptime_seconds=12.5,
             request_count=len(self.requests),
             current_model="org/other",
@@ -177,6 +180,9 @@ class FakeManager:
             recommended_model=MODEL,
             can_load_models=[MODEL],
         )
+
+    async def areload(self) -> list[Change]:
+        return []
 
     async def astart(self) -> None:
         self.life.append("start")
@@ -201,6 +207,8 @@ def info(model: str, **changes: Any) -> ModelInfo:
         "card": card,
         "state": ModelState.UNLOADED,
         "max_tokens": 4096,
+        "token_limits": TokenLimits.for_discovered(4096),
+        "max_tokens_now": 4096,
         "chat_template": None,
         "can_load_now": True,
         "load_status_reason": "fits",
@@ -218,6 +226,11 @@ def snapshot() -> MemorySnapshot:
         cached=3 * GB,
         swap_total=4 * GB,
         swap_used=GB,
+        kernel_pressure=Pressure.MODERATE,
+        process=3 * GB,
+        mlx_active=2 * GB,
+        mlx_cache=GB // 4,
+        mlx_peak=5 * GB // 2,
     )
 
 
@@ -273,6 +286,26 @@ async def serving(app: Any, lifespan: Literal["on", "off"] = "on") -> AsyncItera
             await task
 
 
+def http_scope(
+    headers: list[tuple[bytes, bytes]], path: str = "/v1/chat/completions"
+) -> dict[str, Any]:
+    """What a server tells an app of a request that posts with exactly these headers."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("localhost", 80),
+    }
+
+
 class Exchange:
     """One request, answered message by message. Use :meth:`text_with` to wait for output."""
 
@@ -288,22 +321,8 @@ class Exchange:
         self._gone = asyncio.Event()
         self._body: list[bytes] = [body]
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "scheme": "http",
-            "headers": headers,
-            "client": ("127.0.0.1", 1),
-            "server": ("localhost", 80),
-        }
         self.transport = self  # as uvicorn has it: send.__self__.transport.abort()
-        self.task = asyncio.create_task(app(scope, self.receive, self.send))
+        self.task = asyncio.create_task(app(http_scope(headers, path), self.receive, self.send))
 
     @classmethod
     def post(cls, manager: FakeManager, **body: Any) -> Exchange:

@@ -29,7 +29,7 @@ LLAMA: dict[str, Any] = {
     "max_position_embeddings": 2048,
 }
 Tensors = dict[str, tuple[str, list[int]]]
-_WIDTH = {"F32": 4, "BF16": 2, "U32": 4, "U8": 1}
+_WIDTH = {"F32": 4, "BF16": 2, "U32": 4, "U8": 1, "F8_E4M3": 1}
 
 
 def write_weights(file: Path, tensors: Tensors) -> None:
@@ -65,6 +65,22 @@ def write_model(
     for name, content in (files or {}).items():
         (folder / name).write_text(content)
     return folder
+
+
+def hf_model(cache: Path, repo: str, revision: str = "abc", main: str | None = None) -> Path:
+    """A model in a Hugging Face cache, its files links to blobs."""
+    folder = cache / ("models--" + repo.replace("/", "--"))
+    plain = write_model(cache.parent / "making")
+    snapshot = folder / "snapshots" / revision
+    for path in (folder / "blobs", folder / "refs", snapshot):
+        path.mkdir(parents=True, exist_ok=True)
+    for file in plain.iterdir():
+        blob = folder / "blobs" / f"{revision}-{file.name}"
+        file.rename(blob)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+    plain.rmdir()
+    (folder / "refs" / "main").write_text(main or revision)
+    return snapshot
 
 
 def inspect(folder: Path, model_id: str = "org/model", **options: Any) -> ModelCard:

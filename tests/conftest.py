@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mlx_router.config.settings import DefaultSettings
 from tests.embedding_models import make_embedding_model
+from tests.engine_support import Driver
 from tests.models import ARCHITECTURES, make_model
 from tests.server import ServerProcess
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes what this user's own router remembers."""
+    folder, given = tmp_path_factory.mktemp("state"), DefaultSettings.state_folder
+    default = DefaultSettings().state_directory
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            DefaultSettings,
+            "state_folder",
+            lambda self: folder if self.state_directory == default else given(self),
+        )
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +71,17 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     folder = tmp_path_factory.mktemp("demo")
     with ServerProcess(folder, "--demo", models=folder) as server:
         yield server
+
+
+@pytest.fixture
+def drive() -> Iterator[Callable[[Path], Driver]]:
+    """Puts the model of a folder on an engine thread, until the test ends."""
+    drivers: list[Driver] = []
+
+    def start(folder: Path) -> Driver:
+        drivers.append(Driver(folder))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.close()

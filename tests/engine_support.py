@@ -1,4 +1,4 @@
-"""A text engine on its thread, driven from a test."""
+"""Engines, driven from a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlx_router.domain import ModelCard, ModelKind
-from mlx_router.engine.base import Job, StepResult
+from mlx_router.engine.base import Engine, Job, StepResult
 from mlx_router.engine.text import TextEngine
 from mlx_router.runtime.engine_thread import (
     Closed,
@@ -53,6 +53,15 @@ class Driver:
         while not isinstance(self.reports.get(timeout=60), Closed):
             pass
         assert self.thread.join(10)
+
+
+def drain(engine: Engine, most: int = 10_000) -> list[StepResult]:
+    """All that an engine has to say, within so many steps."""
+    results: list[StepResult] = []
+    while engine.busy and most:
+        results += engine.step()
+        most -= 1
+    return results
 
 
 def tokens(results: Mapping[int, Sequence[StepResult]]) -> dict[int, list[int | None]]:

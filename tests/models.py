@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,20 +104,21 @@ def make_model(
     repo_id: str = "tiny/qwen3",
     dtype: str = "float32",
     seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Make a model of one of :data:`ARCHITECTURES` and return the folder to load it from.
 
     ``plain``: ``folder`` is the model's folder. ``hf_cache``: ``folder`` is a Hugging Face cache,
     and the model goes to its snapshot of ``repo_id``, as links to blobs. Other ``seed``, other
-    weights; the tokenizer is always the same.
+    weights; the tokenizer is always the same. ``changes`` are to what config.json says.
     """
     if layout == "hf_cache":
         plain = folder / ".making"
-        make_model(kind, plain, dtype=dtype, seed=seed)
+        make_model(kind, plain, dtype=dtype, seed=seed, changes=changes)
         return _into_hf_cache(plain, folder, repo_id)
     folder.mkdir(parents=True, exist_ok=True)
     suppressed = _write_tokenizer(folder, template_file=kind in ("qwen3", "gemma3_text", "sharded"))
-    config = _config(kind)
+    config = _config(kind) | dict(changes or {})
     weights, config = _weights(config, suppressed, dtype, seed, quantized=kind == "quantized")
     _write_weights(folder, weights, shards=3 if kind == "sharded" else 1)
     _write_json(folder / "config.json", config)

@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import psutil
 
 START_SECONDS = 60.0
 
@@ -22,6 +24,15 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process holds: bytes of physical memory, threads of the system, and descriptors."""
+
+    memory: int
+    threads: int
+    descriptors: int
 
 
 class ServerProcess:
@@ -38,6 +49,10 @@ class ServerProcess:
         self.log = folder / "output.txt"
         settings = {"server": {"log_dir": str(folder / "logs")}, **(config or {})}
         settings["server"] = {"log_dir": str(folder / "logs"), **settings["server"]}
+        settings["defaults"] = {
+            "state_directory": str(folder / "state"),
+            **settings.get("defaults", {}),
+        }
         file = folder / "config.json"
         file.write_text(json.dumps(settings))
         self._command = [sys.executable, "-m", "mlx_router", "--config", str(file)]
@@ -67,6 +82,13 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"did not end within {timeout} s\n{self.output()}") from None
+
+    def usage(self) -> Usage:
+        assert self.process is not None
+        process = psutil.Process(self.process.pid)
+        with process.oneshot():
+            memory: int = process.memory_info().rss
+            return Usage(memory, process.num_threads(), process.num_fds())
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")

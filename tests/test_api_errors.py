@@ -116,6 +116,7 @@ async def test_openapi_describes_every_public_route() -> None:
         "/v1/models/{model}",
         "/health",
         "/v1/health",
+        "/admin/reload",
     }
     operation = schema["paths"]["/v1/chat/completions"]["post"]
     reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlx_router.api.schemas.answers import Health, HealthDetails, ModelList, ModelObject
+from mlx_router.api.schemas.status import Health, HealthDetails, ModelList, ModelObject
 from mlx_router.domain import ModelState, Pressure
 from tests.api_support import MODEL, FakeManager, client_for, info, snapshot
 
@@ -44,7 +44,17 @@ async def test_models_are_listed_as_openai_does_and_more(path: str) -> None:
         "can_load_now": True,
         "load_status_reason": "fits",
     }
-    assert first["parameters"] == {"max_tokens": 4096, "chat_template": None}
+    assert first["parameters"] == {
+        "max_tokens": 4096,
+        "max_tokens_now": 4096,
+        "memory_pressure_max_tokens": {
+            "normal": 4096,
+            "moderate": 2048,
+            "high": 1024,
+            "critical": 512,
+        },
+        "chat_template": None,
+    }
 
 
 async def test_unusable_models_are_not_offered() -> None:
@@ -101,6 +111,27 @@ async def test_health_tells_state_and_memory() -> None:
         "fragmentation_score": round(memory.fragmentation_score, 4),
         "swap_pressure": "high",
         "can_load_models": [MODEL],
+    }
+
+
+async def test_health_in_detail_tells_the_limits_and_what_the_router_holds() -> None:
+    body = await get(FakeManager(), "/v1/health")
+    assert body["memory_limits"] == {
+        "memory_threshold_gb": 10.0,
+        "moderate_below_gb": 8.0,
+        "high_below_gb": 6.0,
+        "critical_below_gb": 4.0,
+        "swap_high_percent": 75.0,
+        "swap_critical_percent": 90.0,
+        "safety_margin": 1.2,
+        "max_tokens_shares": {"normal": 1.0, "moderate": 0.75, "high": 0.5, "critical": 0.25},
+    }
+    assert body["router_memory"] == {
+        "process_gb": 3.0,
+        "mlx_active_gb": 2.0,
+        "mlx_cache_gb": 0.25,
+        "mlx_peak_gb": 2.5,
+        "kernel_pressure": "moderate",
     }
 
 

@@ -15,7 +15,8 @@ import openai
 import pytest
 
 from mlx_router.api.app import create_app
-from mlx_router.api.schemas.answers import ChatCompletion, HealthDetails, ModelList
+from mlx_router.api.schemas.answers import ChatCompletion
+from mlx_router.api.schemas.status import HealthDetails, ModelList
 from mlx_router.config.settings import Settings
 from mlx_router.engine.scripted import ScriptedFactory, ScriptedOptions
 from mlx_router.errors import ModelLoadFailed

@@ -15,17 +15,20 @@ import pytest
 
 from benchmarks.__main__ import parse
 from benchmarks.client import (
+    Answer,
+    Asked,
     Dechunker,
     LoadError,
     Piece,
     SSEReader,
+    ask_in_turn,
     ask_repeatedly,
     ask_together,
     http_request,
     parse_answer,
     parse_head,
 )
-from benchmarks.measures import GROUPS, Plan
+from benchmarks.measures import GROUPS, QUICK, Plan
 from benchmarks.model import TINY, make_model, make_prompt
 from benchmarks.processes import Process, ProcessFailed, environment, find_openblas
 from benchmarks.report import (
@@ -46,6 +49,7 @@ from benchmarks.report import (
 )
 from benchmarks.subjects import Run, WrongAnswer, checked
 from benchmarks.suite import Progress, Suite
+from benchmarks.swap import TRACES, Trace, served
 
 # --- statistics -----------------------------------------------------------------------------
 
@@ -266,6 +270,49 @@ def test_connections_are_used_again(canned_server: int) -> None:
     assert seconds >= 0.05
 
 
+@pytest.fixture
+def canned_connections() -> Iterator[int]:
+    """Answers four connections, once each."""
+    listener = create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for _ in range(4):
+            with listener.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(chunked_answer())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield listener.getsockname()[1]
+    thread.join(10)
+    listener.close()
+
+
+def test_clients_use_up_what_they_share(canned_connections: int) -> None:
+    bodies = iter([(number % 2, b"{}") for number in range(4)])
+    asked = ask_in_turn(canned_connections, [bodies, bodies], 10)
+    assert sorted(one.source for one in asked) == [0, 0, 1, 1]
+    assert [one.first for one in asked] == sorted(one.first for one in asked)
+    assert all(one.sent >= 0 for one in asked)
+
+
+def asked(source: int, sent: float, wait: float) -> Asked:
+    return Asked(source, sent, Answer("text", 1, 1, wait, wait, wait + 1.0))
+
+
+def test_swaps_are_counted_by_what_was_answered() -> None:
+    run = served([asked(0, 0.0, 1.0), asked(0, 1.0, 1.0), asked(1, 0.0, 3.0)], resident=0)
+    assert (run.swaps, run.waits, run.seconds) == (1, [1.0, 1.0, 3.0], 4.0)
+    assert served([asked(1, 0.0, 1.0), asked(0, 0.0, 2.0)], resident=0).swaps == 2
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=lambda trace: trace.name)
+def test_traces_ask_for_both_models_as_often(trace: Trace) -> None:
+    sources = {id(source): source for source in trace.sources(18)}
+    models = [model for source in sources.values() for model in source]
+    assert sorted(models) == [0] * 9 + [1] * 9
+
+
 # --- runs, prompts, the model ---------------------------------------------------------------
 
 
@@ -337,6 +384,14 @@ def test_groups_come_in_one_order(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--only", "cpu,speed"])
     assert "'speed' is none of decode" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_swaps_and_loads_can_be_measured() -> None:
+    suite = Suite(QUICK, "none", Progress())
+    suite.run(["swap", "load"])
+    assert [result.problem for result in suite.results if result.value is None] == []
+    assert {result.group for result in suite.results} == {GROUPS["swap"], GROUPS["load"]}
 
 
 def test_help_needs_no_mlx() -> None:

@@ -19,9 +19,12 @@ from tests import models
 from tests.catalog_support import (
     LLAMA,
     MLX_LM_ONLY,
+    WITH_MLX_VLM,
+    Tensors,
     inspect,
     problem_of,
     write_model,
+    write_weights,
 )
 
 # --- real models ----------------------------------------------------------------------------
@@ -309,3 +312,91 @@ def test_a_header_whose_length_looks_like_a_page_is_still_a_header(tmp_path: Pat
     file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
     assert file.read_bytes().startswith(b"<")
     assert inspect(folder).problem is None
+
+
+# --- weights in folders of a model's folder ---------------------------------------------------
+
+_BERT = {**LLAMA, "model_type": "bert", "architectures": ["BertModel"]}
+
+
+def _with_dense(folder: Path) -> Path:
+    """An embedding model with a dense layer of its own, as sentence-transformers lays it out."""
+    write_model(folder, _BERT)
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "config.json").write_text("{}")
+    write_weights(folder / "2_Dense" / "model.safetensors", {"linear.weight": ("F32", [64, 64])})
+    return folder
+
+
+def test_the_weights_in_folders_of_an_embedding_model_count(tmp_path: Path) -> None:
+    plain = inspect(write_model(tmp_path / "plain", _BERT), libraries=WITH_MLX_VLM)
+    folder = _with_dense(tmp_path / "model")
+    card = inspect(folder, libraries=WITH_MLX_VLM)
+    assert card.problem is None
+    assert card.weight_bytes == plain.weight_bytes + 64 * 64 * 4
+    assert card.size_bytes > plain.size_bytes + 64 * 64 * 4
+    assert inspect(write_model(tmp_path / "text")).weight_bytes == plain.weight_bytes
+    before = card.fingerprint
+    write_weights(folder / "2_Dense" / "model.safetensors", {"linear.weight": ("F32", [64, 99])})
+    assert inspect(folder, libraries=WITH_MLX_VLM).fingerprint != before
+
+
+def test_broken_weights_in_a_folder_of_an_embedding_model_are_named(tmp_path: Path) -> None:
+    folder = _with_dense(tmp_path / "model")
+    weights = folder / "2_Dense" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    assert "2_Dense/model.safetensors is truncated" in problem_of(folder, libraries=WITH_MLX_VLM)
+    weights.unlink()
+    weights.symlink_to("nowhere")
+    assert "2_Dense/model.safetensors is missing" in problem_of(folder, libraries=WITH_MLX_VLM)
+    weights.unlink()
+    write_weights(weights, {"linear.weight": ("F32", [64, 64])})
+    (folder / "model.safetensors").unlink()
+    assert problem_of(folder, libraries=WITH_MLX_VLM) == "model.safetensors is missing"
+
+
+@pytest.mark.parametrize("name", ["2_Dense/model.safetensors", "2_Dense/config.json"])
+def test_a_link_out_of_a_folder_of_an_embedding_model_is_refused(name: str, tmp_path: Path) -> None:
+    folder = _with_dense(tmp_path / "models" / "model")
+    secret = tmp_path / "secret"
+    (folder / name).rename(secret)
+    (folder / name).symlink_to(secret)
+    assert f"{name} is a link to a place outside" in problem_of(folder, libraries=WITH_MLX_VLM)
+    assert inspect(folder, libraries=WITH_MLX_VLM, roots=[tmp_path]).problem is None
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert inspect(folder).problem is None, "a text model's loader does not read it"
+
+
+@pytest.mark.parametrize(
+    ("config", "bytes_each"),
+    [
+        ({"model_type": "deepseek_v3"}, 2),
+        ({"model_type": "minimax_m2"}, 2),
+        ({"model_type": "mistral3", "text_config": {"model_type": "mistral4"}}, 2),
+        ({"model_type": "llama"}, 1),
+        (
+            {
+                "model_type": "deepseek_v3",
+                "quantization_config": {
+                    "quant_method": "fp8",
+                    "scale_fmt": "ue8m0",
+                    "weight_block_size": [32, 32],
+                },
+            },
+            1,
+        ),
+    ],
+)
+def test_fp8_weights_count_as_what_the_library_makes_of_them(
+    config: dict[str, Any], bytes_each: int, tmp_path: Path
+) -> None:
+    tensors: Tensors = {
+        "a.weight": ("F8_E4M3", [64, 64]),
+        "a.weight_scale_inv": ("F32", [1, 1]),
+        "b.weight": ("BF16", [64, 8]),
+    }
+    folder = write_model(tmp_path / "model", {**LLAMA, **config}, tensors)
+    card = inspect(folder, libraries=installed())
+    assert card.problem is None
+    assert card.weight_bytes == 64 * 64 * bytes_each + 4 + 64 * 8 * 2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 
 import pytest
 
 from mlx_router.catalog import Catalog, ModelOverride
+from mlx_router.catalog.names import NameIndex
+from mlx_router.domain import ModelCard, ModelKind
 from mlx_router.errors import ModelNotFound
 from tests import models
 from tests.catalog_support import make_catalog, write_model
@@ -101,3 +104,39 @@ def test_an_odd_name_is_not_found_and_touches_no_file(name: str, named: Catalog)
     assert _touched == []
     assert len(caught.value.message) < 1000
     assert caught.value.message.isprintable()
+
+
+def _many(count: int) -> NameIndex:
+    kinds = ("Qwen3", "Llama-3.2", "gemma-3", "Mistral-Small", "DeepSeek-R1-Distill-Qwen")
+    names = (f"mlx-community/{kinds[i % 5]}-{i}B-Instruct-4bit" for i in range(count))
+    cards = [ModelCard(name, Path(), ModelKind.TEXT, "llama") for name in names]
+    return NameIndex(cards, {})
+
+
+def test_the_nearest_of_very_many_models_are_named() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        _many(2000).resolve("mlx-comunity/lama-3.2-1206B-Instruct-4bit")
+    assert "nearest are: mlx-community/Llama-3.2-1206B-Instruct-4bit" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "name", ["mlx-community/Qwen3-8B-Instruct-5bit", "zzz", "q", "qwen3-" * 40]
+)
+def test_the_nearest_names_cost_no_noticeable_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many models there are, few are compared at length."""
+    compared = 0
+    ratio = difflib.SequenceMatcher.ratio
+
+    def counted(self: difflib.SequenceMatcher[str]) -> float:
+        nonlocal compared
+        compared += 1
+        return ratio(self)
+
+    monkeypatch.setattr(difflib.SequenceMatcher, "ratio", counted)
+    for count in (200, 2000):
+        compared = 0
+        with pytest.raises(ModelNotFound):
+            _many(count).resolve(name)
+        assert compared <= 40

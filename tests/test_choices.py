@@ -5,7 +5,7 @@ On real models, through the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,6 @@ from tests.engine_support import Driver, tokens
 from tests.models import ARCHITECTURES
 
 PROMPT = [(7 * i + 11) % 500 for i in range(61)]
-
-
-@pytest.fixture
-def drive() -> Iterator[Callable[[Path], Driver]]:
-    drivers: list[Driver] = []
-
-    def start(folder: Path) -> Driver:
-        drivers.append(Driver(folder))
-        return drivers[-1]
-
-    yield start
-    for driver in drivers:
-        driver.close()
 
 
 def choices(n: int, tokens: int = 12, **sampling: Any) -> list[Job]:

@@ -10,15 +10,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from mlx_router.cli import remote
 from mlx_router.cli.address import AddressUnusable, bind, urls
 from mlx_router.cli.main import main
 from mlx_router.cli.summary import HEADERS, Memory, Start, show_models, show_ready, show_summary
@@ -271,7 +275,7 @@ def test_the_summary_says_all_one_needs_to_connect() -> None:
     start = Start(
         Settings(server=ServerSettings(api_keys={"phone": "s3cret"})),
         ["http://127.0.0.1:8800", "http://192.168.1.5:8800"],
-        memory=Memory(total=32 * GIB, available=20 * GIB, budget=20 * GIB),
+        memory=Memory(total=32 * GIB, available=20 * GIB, pressure_below=16 * GIB),
         config=Path("my.json"),
     )
     shown = summary(CARDS, start)
@@ -280,7 +284,7 @@ def test_the_summary_says_all_one_needs_to_connect() -> None:
         "http://127.0.0.1:8800/v1",
         "http://192.168.1.5:8800/v1",
         "http://127.0.0.1:8800/docs",
-        "32.0 GB, 20.0 GB available, 20.0 GB budget",
+        "32.0 GB, 20.0 GB available, pressure below 16.0 GB",
         "my.json",
         "phone",
         "256k",
@@ -290,6 +294,21 @@ def test_the_summary_says_all_one_needs_to_connect() -> None:
         assert text in shown
     assert "s3cret" not in shown
     assert "\x1b" not in shown
+
+
+def test_of_200_models_the_summary_shows_a_screen_and_says_how_to_see_them_all() -> None:
+    usable = [replace(CARDS[0], id=f"org/model-{i}") for i in range(150)]
+    broken = [replace(CARDS[1], id=f"org/broken-{i}") for i in range(50)]
+    start = Start(Settings(), ["http://127.0.0.1:1"])
+    shown = summary([*broken, *usable], start).splitlines()
+    assert len(shown) < 50
+    assert "… and 130 more; to see them all: mlx-router models" in shown
+    assert "  … and 40 more; to see them all: mlx-router models" in shown
+    assert "more" not in summary([*broken[:2], *usable[:18]], start)
+    out = io.StringIO()
+    show_models([*broken, *usable], Settings(), Terminal(out, width=200))
+    assert all(card.id in out.getvalue() for card in [*broken, *usable])
+    assert "more" not in out.getvalue()
 
 
 def test_an_empty_model_folder_gets_a_hint_what_to_do(tmp_path: Path) -> None:
@@ -350,6 +369,121 @@ def test_addresses_can_be_pasted() -> None:
         assert urls(six) == [f"http://[::1]:{six.getsockname()[1]}"]
 
 
+# --- a server that is not what it should be -------------------------------------------------
+
+
+@contextmanager
+def answering(answer: bytes | None) -> Iterator[str]:
+    """The address of a socket that says ``answer`` to the one who calls, whatever they want; with
+    None it says nothing."""
+    given_up = threading.Event()
+
+    def talk() -> None:
+        client, _ = listener.accept()
+        with client:
+            if answer is None:
+                given_up.wait(20)
+            else:
+                client.recv(65_536)
+                client.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            given_up.set()
+            thread.join(20)
+
+
+def http(body: str, status: str = "200 OK") -> bytes:
+    return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+
+
+STRANGER = "is not MLX Router, or is another version of it"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"SSH-2.0-OpenSSH_9.9\r\n", STRANGER),
+        (b"\x00\xff\x1b[2J\r\n\r\n", STRANGER),
+        (b"HTTP/1.1 two hundred\r\n\r\n", STRANGER),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{", STRANGER),
+        (b"", "is it running there?"),
+        (http("<html>"), STRANGER),
+        (http("\x00"), STRANGER),
+        (http("{}"), STRANGER),
+        (http("[]"), STRANGER),
+        (http("5"), STRANGER),
+        (http('{"changes": 5}'), STRANGER),
+        (http('{"changes": ["port"]}'), STRANGER),
+        (http('{"changes": [{"setting": "server.port"}]}'), STRANGER),
+        (http('{"changes": [{"takes_effect": "never"}]}'), STRANGER),
+        (http('{"changes": [{"takes_effect": "now"}]}'), STRANGER),
+        (http("", "404 Not Found"), "status 404; is it MLX Router?"),
+        (http('{"error": "no"}', "404 Not Found"), "status 404; is it MLX Router?"),
+        (http('{"error": {"message": 5}}', "500 Oh"), "status 500; is it MLX Router?"),
+        (b"HTTP/1.1 500 Oh\r\ncontent-length: 50\r\n\r\n{", "status 500; is it MLX Router?"),
+        (http('{"error": {"message": "bad config"}}', "400 Bad Request"), "bad config"),
+    ],
+)
+def test_a_server_of_another_kind_is_one_clear_line_and_code_1(
+    answer: bytes, message: str, run: Run
+) -> None:
+    with answering(answer) as url:
+        code, out, err = run("reload", "--url", url)
+    assert (code, out) == (1, "")
+    assert err.startswith("mlx-router: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+
+
+def test_a_server_that_does_not_answer_in_time_is_said_to_be_busy(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.1)
+    with answering(None) as url:
+        code, out, err = run("reload", "--url", url)
+    assert (code, out) == (1, "")
+    assert err == (
+        f"mlx-router: {url} did not answer within 0.1 seconds; it may be busy. "
+        "Try again, or look at its log.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost", "localhost:8800", "file:///etc/hosts", "http://", "http://[::1"),
+        *("http://127.0.0.1:port", "http://127.0.0.1:0", "http://a b:1", "http://a\x1b:1"),
+    ],
+)
+def test_a_url_that_is_no_address_is_one_clear_line_and_code_1(url: str, run: Run) -> None:
+    code, out, err = run("reload", "--url", url)
+    assert (code, out) == (1, "")
+    assert err == (
+        f"mlx-router: {url!r} is not the address of a server; name it with --url, like "
+        "http://127.0.0.1:8800\n"
+    )
+
+
+@pytest.mark.parametrize("ip", ["::1", "::", "127.0.0.1", "0.0.0.0"])
+def test_a_server_is_reached_at_the_address_of_its_config(
+    ip: str, run: Run, tmp_path: Path
+) -> None:
+    """A real one, with its guard."""
+    with bind(ip, 0) as probe:
+        port = probe.getsockname()[1]
+    config = {"server": {"ip": ip, "port": port, "log_dir": "logs"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with serving(tmp_path):
+        assert run("reload") == (0, "Nothing has changed.\n", "")
+
+
 # --- the real thing -------------------------------------------------------------------------
 
 WHOLE = all(
@@ -357,25 +491,16 @@ WHOLE = all(
 )
 
 
-@pytest.mark.skipif(not WHOLE, reason="the manager or the app is not there yet")
-def test_it_serves_says_so_and_ends_with_code_0(tmp_path: Path) -> None:
+@contextmanager
+def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server that was started in ``folder`` and is ready, and its address."""
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "mlx_router",
-            "--engine",
-            "scripted",
-            "--ip",
-            "127.0.0.1",
-            "-p",
-            "0",
-        ],
+        [sys.executable, "-m", "mlx_router", "--engine", "scripted", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(CHECKOUT), "PATH": "", "HOME": str(tmp_path)},
+        cwd=folder,
+        env={"PYTHONPATH": str(CHECKOUT), "PATH": "", "HOME": str(folder)},
     )
     try:
         assert process.stdout is not None
@@ -384,11 +509,16 @@ def test_it_serves_says_so_and_ends_with_code_0(tmp_path: Path) -> None:
             line = process.stdout.readline()
             assert line, process.communicate()
             lines.append(line)
-        url = lines[-1].split()[1].removesuffix("/v1")
+        yield process, lines[-1].split()[1].removesuffix("/v1")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(not WHOLE, reason="the manager or the app is not there yet")
+def test_it_serves_says_so_and_ends_with_code_0(tmp_path: Path) -> None:
+    with serving(tmp_path, "--ip", "127.0.0.1", "-p", "0") as (process, url):
         assert httpx.get(f"{url}/health").status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
         assert "shutting down" in (tmp_path / "logs" / "mlx_router.log").read_text()
-    finally:
-        process.kill()
-        process.communicate()

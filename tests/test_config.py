@@ -22,7 +22,7 @@ from mlx_router.config import (
 )
 from mlx_router.config import reference as documents
 from mlx_router.config.describe import locate
-from mlx_router.config.pending import PENDING_DEFAULTS, PENDING_MODEL, pending
+from mlx_router.config.pending import PENDING_MODEL, pending
 from mlx_router.domain import Pressure, SamplingOptions
 from mlx_router.errors import ConfigError
 
@@ -307,8 +307,47 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 def test_an_alias_of_two_models_is_an_error(write: Write) -> None:
     models = {"o/a": {"aliases": ["Small"]}, "o/b": {"aliases": ["small", "O/A"]}}
     line = fault({"models": models}, write)
-    assert line.startswith("models: 'small' names both o/a and o/b; 'o/a' names both o/a and o/b")
+    assert line == (
+        "models: 'small' names both o/a and o/b: give each alias to one model; "
+        "'o/a' names both o/a and o/b: give each alias to one model"
+    )
     load_settings(write({"models": {"o/a": {"aliases": ["x", "X", "o/a"]}}}), {}, {})
+
+
+def test_a_group_that_does_not_exist_or_has_no_room_is_an_error(write: Write) -> None:
+    member = {"group": "big"}
+    assert fault({"groups": {"large": {}}, "models": {"o/a": member}}, write) == (
+        "models: o/a is in the group 'big', which groups does not have (there: large): "
+        "add it there, or leave it out here"
+    )
+    kept = {"o/a": {**member, "pinned": True}, "o/b": {**member, "preload": True}}
+    assert fault({"groups": {"big": {"max_loaded": 1}}, "models": kept}, write) == (
+        "models: o/a, o/b are pinned or preloaded, and all in the group 'big', which lets 1 be "
+        "loaded: raise its max_loaded"
+    )
+    assert "did you mean max_loaded" in fault({"groups": {"g": {"max_loadet": 1}}}, write)
+    load_settings(write({"groups": {"big": {"max_loaded": 2}}, "models": kept}), {}, {})
+
+
+def test_what_is_to_stay_and_to_go_at_once_is_an_error(write: Write) -> None:
+    entry = {"pinned": True, "ttl_seconds": 60}
+    assert fault({"models": {"o/a": entry}}, write) == (
+        'models["o/a"].ttl_seconds: is not allowed for a pinned model, which stays: '
+        "keep one of the two"
+    )
+
+
+def test_more_preloaded_models_than_places_are_an_error(write: Write) -> None:
+    models = {name: {"preload": True} for name in ("a", "b", "c")}
+    assert fault({"models": models}, write) == (
+        "models: a, b, c are pinned or preloaded, and cache_size lets 2 be loaded: raise "
+        "defaults.cache_size"
+    )
+    twice = {"Org/M": {}, "org/m": {"temp": 0.5}}
+    assert fault({"models": twice}, write) == (
+        "models: Org/M and org/m are one model, since case does not matter: keep one entry"
+    )
+    load_settings(write({"defaults": {"cache_size": 3}, "models": models}), {}, {})
 
 
 def test_comments_and_schema_are_allowed_everywhere(write: Write) -> None:
@@ -329,18 +368,16 @@ def test_settings_that_nothing_acts_on_yet_are_warned_of_once(
     write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = {
-        "defaults": {"allow_downloads": True, "context_overflow": "summarize"},
-        "models": {"o/m": {"ttl_seconds": 5, "group": "g"}},
+        "defaults": {"context_overflow": "summarize"},
+        "models": {"o/m": {"ttl_seconds": 5, "draft_model": "d"}},
     }
     with caplog.at_level(logging.WARNING):
         load_settings(write(content), {}, {})
     assert [record.getMessage() for record in caplog.records] == [
-        'defaults.allow_downloads, models["o/m"].ttl_seconds, models["o/m"].group '
-        "are accepted and not acted on yet"
+        'models["o/m"].draft_model is accepted and not acted on yet'
     ]
     assert pending(Settings()) == []
-    for names, section in ((PENDING_DEFAULTS, DefaultSettings), (PENDING_MODEL, ModelSettings)):
-        assert set(names) <= set(section.model_fields)
+    assert set(PENDING_MODEL) <= set(ModelSettings.model_fields)
 
 
 # --- documents made from the settings -------------------------------------------------------
@@ -389,6 +426,6 @@ def test_the_tables_of_the_documentation_are_those_of_the_settings() -> None:
 def test_the_examples_of_the_documentation_load(write: Write) -> None:
     document = (CHECKOUT / "docs" / "configuration.md").read_text()
     examples = [block.split("```")[0] for block in document.split("```json")[1:]]
-    assert len(examples) == 2
+    assert len(examples) >= 3
     for example in examples:
         load_settings(write(example), {}, {})

@@ -15,7 +15,7 @@ from mlx_router.errors import InvalidRequest
 from mlx_router.prompt.builtin import TEMPLATE_NAMES, named_template
 from mlx_router.prompt.messages import template_messages, template_tools
 from mlx_router.prompt.template import ChatTemplate
-from mlx_router.runtime.summarize import (
+from mlx_router.runtime.overflow import (
     KEPT_MESSAGES,
     Split,
     reserve,

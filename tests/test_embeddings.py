@@ -18,7 +18,8 @@ import pytest
 
 from mlx_router import MLXModelManager, Settings
 from mlx_router.catalog.supported import installed
-from mlx_router.domain import TextPrompt
+from mlx_router.domain import ModelCard, ModelKind, TextPrompt
+from mlx_router.engine import device
 from mlx_router.engine import embedding as engine_module
 from mlx_router.engine.embedding import EmbeddingEngine
 from mlx_router.errors import (
@@ -34,6 +35,7 @@ from mlx_router.errors import (
 from mlx_router.runtime.embedding import MAX_OPEN, EmbeddingRequest
 from tests.embedding_models import HIDDEN, POSITIONS, make_embedding_model, write_pooling
 from tests.models import make_model
+from tests.test_loading import leave_an_error, on_thread
 from tests.test_manager import until
 
 KINDS = ("bert", "xlm-roberta", "qwen3-embedding")
@@ -351,8 +353,7 @@ async def test_a_batch_is_bounded_and_holds_texts_of_about_one_length(
         first = len(gate.seen)
         await manager.aembed([[5] * 3, [5] * 100], "bert")
         assert len(gate.seen) == first + 2
-    seen = gate.seen[1:first]  # the first one is the warm-up
-    batches = [[len(prompt) for prompt in batch] for batch in seen]
+    batches = [[len(prompt) for prompt in batch] for batch in gate.seen[:first]]
     assert sorted(length for batch in batches for length in batch) == sorted(lengths)
     assert any(len(batch) > 1 for batch in batches)
     assert all(max(batch) * len(batch) <= 300 for batch in batches)
@@ -408,6 +409,27 @@ async def test_an_engine_that_dies_is_loaded_again(
         assert await manager.aembed("hello", "bert") == before
 
 
+def test_closing_is_not_stopped_by_an_error_that_nobody_has_looked_at(
+    embedding_models: Path,
+) -> None:
+    """And what may have suffered from it is not handed on."""
+    used: list[mx.Stream] = []
+    folder = next(path.parent for path in embedding_models.rglob("bert*/config.json"))
+
+    def close() -> None:
+        before = mx.get_active_memory()
+        card = ModelCard(id="bert", path=folder, kind=ModelKind.EMBEDDING, architecture="bert")
+        engine = EmbeddingEngine(card)
+        engine.load()
+        used.append(mx.default_stream(mx.cpu))
+        leave_an_error()
+        engine.close()
+        assert mx.get_active_memory() <= before
+
+    on_thread(close)
+    assert used[0] not in device._idle_streams
+
+
 async def test_a_small_request_need_not_wait_for_all_of_a_large_one(
     embedding_models: Path, gate: Gate
 ) -> None:
@@ -431,21 +453,19 @@ async def test_a_request_that_is_given_up_is_computed_no_further(
     embedding_models: Path, gate: Gate
 ) -> None:
     async with running(embedding_models) as manager:
-        gate.steps.release()  # the warm-up
         given_up = asyncio.create_task(manager.aembed([[5, 6]] * 10 * MAX_OPEN, "bert"))
-        await until(lambda: len(gate.seen) == 2)
+        await until(lambda: len(gate.seen) == 1)
         given_up.cancel()
         with pytest.raises(asyncio.CancelledError):
             await given_up
         assert active(manager) == 0
         gate.open.set()
         await manager.aembed([[5, 7]], "bert")
-    assert gate.seen[2:] == [[[5, 7]]]
+    assert gate.seen[1:] == [[[5, 7]]]
 
 
 async def test_a_timeout_ends_the_request(embedding_models: Path, gate: Gate) -> None:
     async with running(embedding_models) as manager:
-        gate.steps.release()  # the warm-up
         request = EmbeddingRequest(("hello",), "bert", timeout=0.2)
         with pytest.raises(RequestTimeout):
             await manager.embed_request(request)
@@ -458,8 +478,6 @@ async def test_closing_ends_what_is_under_way(embedding_models: Path, gate: Gate
     async with running(embedding_models) as manager:
         under_way = asyncio.create_task(manager.aembed("hello", "bert"))
         await until(lambda: bool(gate.seen))
-        gate.steps.release()
-        await until(lambda: len(gate.seen) == 2)
         closing = asyncio.create_task(manager.aclose())
         with pytest.raises(ShuttingDown):
             await under_way

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -208,6 +209,14 @@ def test_a_tool_that_is_not_strict_may_have_any_schema(hermes: Compiler) -> None
 def test_the_same_form_is_compiled_once(hermes: Compiler) -> None:
     assert hermes.compile(wanting(TREE)) is hermes.compile(wanting(dict(TREE)))
     assert hermes.compile(wanting(TREE)) is not hermes.compile(wanting({"type": "object"}))
+
+
+def test_what_is_kept_for_a_tool_is_not_taken_for_a_strict_one(hermes: Compiler) -> None:
+    odd = Tool("odd", parameters={"type": "object", "properties": {"a": {"not": {}}}})
+    prompt = ChatPrompt((), tools=(odd,), tool_choice="required")
+    assert hermes.compile(prompt) is hermes.compile(prompt)
+    with pytest.raises(InvalidRequest, match=r"tools\.0"):
+        hermes.compile(replace(prompt, tools=(replace(odd, strict=True),)))
 
 
 def test_a_schema_may_not_loosen_its_own_enforcement(hermes: Compiler) -> None:

@@ -27,8 +27,18 @@ MAY_IMPORT = {
     "prompt": {"config"},
     "parsing": {"config"},
     "telemetry": {"config"},
+    "downloads": {"catalog"},
     "engine": {"prompt"},
-    "runtime": {"config", "catalog", "memory", "scheduling", "prompt", "parsing", "engine"},
+    "runtime": {
+        "config",
+        "catalog",
+        "memory",
+        "scheduling",
+        "prompt",
+        "parsing",
+        "engine",
+        "downloads",
+    },
     "api": {"runtime", "config", "telemetry", "memory"},
 }
 EVERYWHERE = {"domain", "errors", "version"}
@@ -48,6 +58,7 @@ ONLY_IN = {
     "psutil": {"memory"},
     "jinja2": {"prompt"},
     "rich": {"cli"},
+    "huggingface_hub": {"downloads"},
 }
 
 

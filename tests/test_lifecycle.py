@@ -26,6 +26,7 @@ from tests.models import (
     truncate_shard,
 )
 from tests.server import ServerProcess
+from tests.waiting import until_sync
 
 LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}
 
@@ -39,15 +40,8 @@ def active_requests(server: ServerProcess) -> int:
     return sum(m["active_requests"] + m["waiting_requests"] for m in health["loaded_models"])
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
-
-
 async def until_active(server: ServerProcess, requests: int) -> None:
-    await asyncio.to_thread(wait_until, lambda: active_requests(server) == requests)
+    await asyncio.to_thread(until_sync, lambda: active_requests(server) == requests)
 
 
 async def events(response: httpx.Response) -> AsyncIterator[str]:
@@ -74,7 +68,7 @@ async def test_a_reader_that_leaves_frees_its_place(tiny_server: ServerProcess) 
             for _ in range(3):
                 assert "error" not in json.loads(await anext(received))
             assert active_requests(tiny_server) == 1
-    wait_until(lambda: active_requests(tiny_server) == 0, seconds=2.0)
+    until_sync(lambda: active_requests(tiny_server) == 0, seconds=2.0)
 
 
 async def test_a_client_that_leaves_before_the_whole_answer_frees_its_place(
@@ -86,7 +80,7 @@ async def test_a_client_that_leaves_before_the_whole_answer_frees_its_place(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    wait_until(lambda: active_requests(tiny_server) == 0, seconds=2.0)
+    until_sync(lambda: active_requests(tiny_server) == 0, seconds=2.0)
 
 
 # --- limits ---------------------------------------------------------------------------------
@@ -101,7 +95,7 @@ async def test_a_timeout_ends_an_answer_with_what_it_has(tiny_server: ServerProc
     assert answer["choices"][0]["finish_reason"] == "length"
     assert 0 < answer["usage"]["completion_tokens"] < 1500
     assert response.headers["x-mlx-router-timed-out"] == "true"
-    wait_until(lambda: active_requests(tiny_server) == 0, seconds=2.0)
+    until_sync(lambda: active_requests(tiny_server) == 0, seconds=2.0)
 
 
 async def test_a_full_queue_is_a_429_with_retry_after(tiny_models: Path, tmp_path: Path) -> None:
@@ -166,7 +160,7 @@ async def test_a_second_signal_stops_at_once(tiny_models: Path, tmp_path: Path) 
             await until_active(server, 1)
             assert server.process is not None
             server.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.2)
+            await asyncio.to_thread(until_sync, lambda: "shutting down" in server.output())
             assert server.process.poll() is None
             started = time.monotonic()
             await asyncio.to_thread(server.stop, signal.SIGTERM)

@@ -174,7 +174,7 @@ async def test_a_model_in_use_is_not_unloaded() -> None:
         first = asyncio.create_task(collect(manager, chat(max_tokens=5)))
         await until(lambda: bool(manager.status().loaded and manager.status().loaded[0].active))
         second = asyncio.create_task(collect(manager, chat(model="scripted-2", max_tokens=5)))
-        await asyncio.sleep(0.1)
+        await until(lambda: "queued" in [info.state for info in manager.models()])
         assert len(factory.engines) == 1
         gate.set()
         assert len(text_of(await first)) > 0
@@ -228,7 +228,9 @@ async def test_unload_waits_for_answers_and_the_next_request_loads_again() -> No
         answer = asyncio.create_task(collect(manager, chat(max_tokens=3)))
         await until(lambda: bool(manager.status().loaded and manager.status().loaded[0].active))
         unload = asyncio.create_task(manager.aunload("scripted"))
-        await asyncio.sleep(0.05)
+        core = manager._core
+        assert core is not None
+        await until(lambda: "scripted" in core.fleet._unloads)
         assert not unload.done()
         gate.set()
         assert text_of(await answer)
@@ -248,7 +250,9 @@ async def test_one_failed_sequence_leaves_the_others_alone() -> None:
         await until(
             lambda: bool(manager.status().loaded) and manager.status().loaded[0].active == 4
         )
-        await asyncio.sleep(0.05)
+        core = manager._core
+        assert core is not None
+        await until(lambda: len(core.fleet._residents["scripted"].answers) == 4)
         gate.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     failed = [r for r in results if isinstance(r, EngineFailed)]
@@ -299,7 +303,7 @@ async def test_a_hundred_readers_that_leave_at_random_leave_nothing_behind() -> 
         core = manager._core
         assert core is not None
         assert core.fleet._residents["scripted"].answers == {}
-        assert core.fleet._grants == {}
+        assert core.fleet._asks == {}
         gc.collect()
 
 

@@ -12,7 +12,8 @@ from mlx_router import ChatResult, Delta, MLXModelManager, RouterError
 from mlx_router.domain import Pressure
 from mlx_router.engine.scripted import ScriptedOptions
 from mlx_router.engine.scripted_text import ScriptedCodec, ScriptedDetokenizer
-from mlx_router.errors import EngineFailed, InvalidRequest
+from mlx_router.errors import EngineFailed, InvalidRequest, ModelLoadFailed, Unavailable
+from mlx_router.runtime import core, residents
 from mlx_router.runtime.limits import decide_max_tokens
 from tests.test_manager import chat, collect, start, text_of, until
 
@@ -57,6 +58,52 @@ async def test_one_answers_fault_costs_no_other_answer_a_token(
     failed = [r for r in results if isinstance(r, EngineFailed)]
     assert len(failed) == 1
     assert [text_of(r) for r in results if isinstance(r, list)] == [alone, alone]
+
+
+async def test_a_model_that_hangs_while_it_is_freed_gives_its_place_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        core, "resident_options", lambda _: residents.ResidentOptions(unload_timeout=0.2)
+    )
+    gate = threading.Event()
+    options = {"scripted": ScriptedOptions(close_gate=gate)}
+    async with start(options, defaults={"cache_size": 1}) as (manager, _):
+        assert text_of(await collect(manager, chat()))
+        assert text_of(await collect(manager, chat(model="scripted-2")))
+        with pytest.raises(Unavailable, match="hangs"):
+            await collect(manager, chat())
+        gate.set()
+        await until(lambda: not manager._core.fleet._residents.hangs("scripted"))  # type: ignore[union-attr]
+        assert text_of(await collect(manager, chat()))
+
+
+async def test_a_load_that_cannot_even_begin_costs_its_own_requests_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with start() as (manager, factory):
+        with monkeypatch.context() as broken:
+            broken.setattr(factory, "engine", _no_more_threads)
+            with pytest.raises(ModelLoadFailed, match="RuntimeError"):
+                await collect(manager, chat())
+        assert text_of(await collect(manager, chat()))
+
+
+def _no_more_threads(card: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_who_asks_to_unload_a_model_whose_load_hangs_is_answered() -> None:
+    gate = threading.Event()
+    options = {"scripted": ScriptedOptions(load_gate=gate)}
+    async with start(options, defaults={"load_timeout": 0.3}) as (manager, _):
+        stuck = asyncio.create_task(collect(manager, chat()))
+        await until(lambda: bool(manager.status().loaded))
+        async with asyncio.timeout(5):
+            await manager.aunload("scripted")
+        with pytest.raises(RouterError):
+            await stuck
+        gate.set()
 
 
 async def test_a_hung_load_does_not_stop_the_others_with_serialised_steps() -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import struct
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_router.domain import ModelCard, ModelKind, Pressure
+from mlx_router.config.settings import Settings
+from mlx_router.domain import MLXMemory, ModelCard, ModelKind, Pressure
 from mlx_router.memory import (
     FakeProbe,
     MemoryPolicy,
@@ -19,6 +28,8 @@ from mlx_router.memory import (
     SystemProbe,
     TokenLimits,
 )
+from mlx_router.memory.probe import FootprintReader
+from mlx_router.runtime.limits import token_limits
 
 GB = 2**30
 ORDER = list(Pressure)
@@ -97,30 +108,78 @@ def test_more_available_memory_never_means_more_pressure(
     assert ORDER.index(rules.level(tight)) >= ORDER.index(rules.level(roomy))
 
 
+SNAPSHOTS = st.builds(
+    MemorySnapshot,
+    total=st.just(200 * GB),
+    available=st.integers(0, 200 * GB),
+    swap_total=st.sampled_from([0, 100 * GB]),
+    swap_used=st.integers(0, 100 * GB),
+    kernel_pressure=st.sampled_from([None, *Pressure]),
+)
+POLICIES = st.builds(
+    MemoryPolicy,
+    threshold_bytes=st.integers(1, 300 * GB),
+    swap_high_percent=st.integers(0, 80).map(float),
+    swap_critical_percent=st.integers(80, 100).map(float),
+)
+
+
+@given(now=SNAPSHOTS, rules=POLICIES)
+def test_the_level_is_what_its_definition_says(now: MemorySnapshot, rules: MemoryPolicy) -> None:
+    share, swap = now.available / rules.threshold_bytes, now.swap_percent
+    memory = 3 if share < 0.4 else 2 if share < 0.6 else 1 if share < 0.8 else 0
+    used = 3 if swap > rules.swap_critical_percent else 2 if swap > rules.swap_high_percent else 0
+    kernel = ORDER.index(now.kernel_pressure or Pressure.NORMAL)
+    assert ORDER.index(rules.level(now)) == max(memory, used, kernel)
+
+
+@given(now=SNAPSHOTS, rules=POLICIES, before=st.sampled_from(Pressure))
+def test_a_level_lingers_but_is_never_too_low_nor_above_what_it_was(
+    now: MemorySnapshot, rules: MemoryPolicy, before: Pressure
+) -> None:
+    plain, level = rules.level(now), rules.level(now, before)
+    assert ORDER.index(plain) <= ORDER.index(level)
+    assert ORDER.index(level) <= max(ORDER.index(plain), ORDER.index(before))
+    assert rules.level(now, level) is level  # asking again changes nothing
+
+
+@given(
+    level=st.sampled_from(ORDER[1:]),
+    shares=st.lists(st.floats(0.96, 1.04), min_size=10, max_size=40),
+)
+def test_memory_that_hovers_around_a_limit_changes_the_level_once(
+    level: Pressure, shares: list[float]
+) -> None:
+    rules, probe = policy(), FakeProbe(snapshot(20))
+    monitor = ResourceMonitor(probe, rules, max_age=-1)
+    levels = []
+    for share in shares:
+        probe.current = snapshot(share * rules.limit(level) / GB)
+        levels.append(monitor.pressure())
+    assert sum(a is not b for a, b in pairwise(levels)) <= 1
+
+
+@given(
+    limit=st.sampled_from([75, 90]),
+    shares=st.lists(st.floats(0.96, 1.04), min_size=10, max_size=40),
+)
+def test_swap_that_hovers_around_a_limit_changes_the_level_once(
+    limit: int, shares: list[float]
+) -> None:
+    probe = FakeProbe(snapshot(64))
+    monitor = ResourceMonitor(probe, policy(), max_age=-1)
+    levels = []
+    for share in shares:
+        probe.current = snapshot(64, swap_percent=share * limit)
+        levels.append(monitor.pressure())
+    assert sum(a is not b for a, b in pairwise(levels)) <= 1
+
+
 def test_the_default_threshold_is_five_eighths_of_all_memory() -> None:
     assert MemoryPolicy.default_threshold(64 * GB) == 40 * GB
 
 
 # --- token limits ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("level", "own", "expected"),
-    [
-        (Pressure.NORMAL, None, 4096),
-        (Pressure.MODERATE, None, 3072),
-        (Pressure.HIGH, None, 2048),
-        (Pressure.CRITICAL, None, 1024),
-        (Pressure.NORMAL, TokenLimits(8192, 2000, 1000, 500), 4096),
-        (Pressure.MODERATE, TokenLimits(8192, 2000, 1000, 500), 2000),
-        (Pressure.HIGH, TokenLimits(8192, 2000, 1000, 500), 1000),
-        (Pressure.CRITICAL, TokenLimits(8192, 2000, 1000, 500), 500),
-    ],
-)
-def test_token_limit_follows_pressure(
-    level: Pressure, own: TokenLimits | None, expected: int
-) -> None:
-    assert policy().token_limit(level, own, 4096) == expected
 
 
 @pytest.mark.parametrize(
@@ -138,15 +197,46 @@ def test_a_discovered_model_gets_full_half_quarter_eighth(
     assert TokenLimits.for_discovered(max_tokens) == expected
 
 
-@given(
-    level=st.sampled_from(Pressure),
-    max_tokens=st.integers(1, 1 << 20),
-    own=st.none() | st.integers(1, 1 << 20).map(TokenLimits.for_discovered),
+@pytest.mark.parametrize(
+    ("max_tokens", "expected"),
+    [
+        (4096, TokenLimits(4096, 3072, 2048, 1024)),
+        (1000, TokenLimits(1000, 750, 500, 250)),
+        (1, TokenLimits(1, 1, 1, 1)),
+    ],
 )
-def test_token_limit_is_between_one_and_max_tokens(
-    level: Pressure, max_tokens: int, own: TokenLimits | None
+def test_a_model_with_max_tokens_gets_shares_of_it(max_tokens: int, expected: TokenLimits) -> None:
+    assert TokenLimits.for_stated(max_tokens) == expected
+
+
+def _limits_of(entry: dict[str, Any] | None, context_length: int = 32768) -> TokenLimits:
+    models = {} if entry is None else {"m": entry}
+    settings = Settings.model_validate({"defaults": {"max_tokens": 8192}, "models": models})
+    return token_limits(_card("m", 1, context_length=context_length), settings)
+
+
+def test_a_models_own_limits_come_before_its_max_tokens_before_what_is_usual() -> None:
+    own = {"normal": 9000, "moderate": 3000, "high": 2000, "critical": 10}
+    assert _limits_of(None) == TokenLimits(8192, 2048, 1024, 512)
+    assert _limits_of(None, context_length=2000) == TokenLimits(2000, 1000, 500, 250)
+    assert _limits_of({"pinned": True}) == _limits_of(None)
+    assert _limits_of({"max_tokens": 4096}) == TokenLimits(4096, 3072, 2048, 1024)
+    assert _limits_of({"memory_pressure_max_tokens": own}) == TokenLimits(9000, 3000, 2000, 10)
+    both = _limits_of({"memory_pressure_max_tokens": own, "max_tokens": 2500})
+    assert both == TokenLimits(2500, 2500, 2000, 10)
+
+
+@given(
+    max_tokens=st.integers(1, 1 << 20),
+    limits=st.sampled_from([TokenLimits.for_discovered, TokenLimits.for_stated]),
+)
+def test_token_limits_are_between_one_and_max_tokens_and_never_rise_with_pressure(
+    max_tokens: int, limits: Callable[[int], TokenLimits]
 ) -> None:
-    assert 1 <= policy().token_limit(level, own, max_tokens) <= max_tokens
+    of_each = [limits(max_tokens).at(level) for level in ORDER]
+    assert of_each[0] == max_tokens
+    assert of_each == sorted(of_each, reverse=True)
+    assert of_each[-1] >= 1
 
 
 # --- loading --------------------------------------------------------------------------------
@@ -221,6 +311,13 @@ def test_critical_pressure_refuses_loads_unless_idle_models_would_relieve_it() -
     assert rules.refuses_loads(snapshot(64, swap_percent=95), reclaimable_bytes=64 * GB)
 
 
+def test_loads_are_refused_as_long_as_pressure_is_said_to_be_critical() -> None:
+    rules = policy()
+    assert not rules.refuses_loads(snapshot(4.1))
+    assert rules.refuses_loads(snapshot(4.1), before=Pressure.CRITICAL)
+    assert not rules.refuses_loads(snapshot(4.3), before=Pressure.CRITICAL)
+
+
 def _card(name: str, required_gb: float, **changes: object) -> ModelCard:
     card = ModelCard(
         id=name,
@@ -242,14 +339,15 @@ def test_the_recommended_model_is_the_largest_that_fits_in_four_fifths() -> None
     ]
     rules = policy()
     for available_gb, expected in ((10, "middle"), (100, "large"), (8.1, "small")):
-        chosen = rules.recommended_model(cards, snapshot(available_gb))
+        chosen = rules.recommended_model(cards, snapshot(available_gb), Pressure.MODERATE)
         assert chosen is not None
         assert chosen.id == expected
-    under_high = rules.recommended_model(cards, snapshot(100, swap_percent=80))
-    assert under_high is not None
-    assert under_high.id == "small"
-    assert rules.recommended_model([_card("huge", 99)], snapshot(10)) is None
-    assert rules.recommended_model([], snapshot(1)) is None
+    for level in (Pressure.HIGH, Pressure.CRITICAL):
+        smallest = rules.recommended_model(cards, snapshot(100), level)
+        assert smallest is not None
+        assert smallest.id == "small"
+    assert rules.recommended_model([_card("huge", 99)], snapshot(10), Pressure.NORMAL) is None
+    assert rules.recommended_model([], snapshot(1), Pressure.CRITICAL) is None
 
 
 # --- snapshots ------------------------------------------------------------------------------
@@ -296,6 +394,105 @@ def test_the_system_probe_tells_plausible_numbers() -> None:
 def test_macos_pressure_levels(kernel_level: int | None, expected: Pressure | None) -> None:
     probe = SystemProbe(kernel_level=lambda: kernel_level)
     assert probe.snapshot().kernel_pressure is expected
+
+
+def test_where_swap_grows_on_demand_its_share_is_of_all_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """macOS has made one small swap file, and uses most of it."""
+    nowhere = Path("/nowhere")
+    swap = SimpleNamespace(total=GB, used=700 * 2**20)
+    monkeypatch.setattr("psutil.swap_memory", lambda: swap)
+    fixed = SystemProbe(nowhere, nowhere, swap_grows=False).snapshot()
+    assert fixed.swap_percent == pytest.approx(100 * swap.used / GB)
+    grows = SystemProbe(nowhere, nowhere, swap_grows=True).snapshot()
+    assert grows.swap_total == grows.total > swap.total
+    assert grows.swap_used == swap.used
+    swap.total = swap.used = 1 << 50
+    assert SystemProbe(swap_grows=True).snapshot().swap_percent == 100
+
+
+class Rusage:
+    """macOS's proc_pid_rusage, as its header describes it: fills in a struct rusage_info_v0."""
+
+    def __init__(self, footprint: int, result: int = 0) -> None:
+        self.footprint, self.result = footprint, result
+
+    def __call__(self, pid: int, flavor: int, buffer: Any) -> int:
+        assert (pid, flavor) == (os.getpid(), 0)
+        numbers = [*range(1, 8), self.footprint, 9, 10]
+        filled = struct.pack("=16s10Q", b"u" * 16, *numbers)
+        ctypes.memmove(buffer, filled, len(filled))
+        return self.result
+
+
+def test_the_footprint_is_read_where_macos_puts_it() -> None:
+    assert FootprintReader(Rusage(7 * GB + 1))() == 7 * GB + 1
+    probe = SystemProbe(process=FootprintReader(Rusage(5 * GB)))
+    assert probe.snapshot().process == 5 * GB
+
+
+def test_a_kernel_that_does_not_tell_the_footprint_leaves_the_resident_size() -> None:
+    assert 0 < FootprintReader(Rusage(1 << 60, result=-1))() < 1 << 50
+
+
+def test_the_process_is_told_from_the_machine() -> None:
+    before = SystemProbe().snapshot()
+    held = b"x" * (64 * 2**20)
+    after = SystemProbe().snapshot()
+    assert after.process - before.process > len(held) // 2
+    assert after.process < after.total
+
+
+# --- what MLX holds ---------------------------------------------------------------------------
+
+
+@given(
+    total=st.integers(0, 100 * GB),
+    share=st.floats(0, 1),
+    active=st.integers(0, 100 * GB),
+    cache=st.integers(0, 100 * GB),
+    in_ram=st.booleans(),
+)
+def test_what_mlx_keeps_for_reuse_is_available(
+    total: int, share: float, active: int, cache: int, in_ram: bool
+) -> None:
+    available = int(total * share)
+    plain = MemorySnapshot(total=total, available=available, used=total - available)
+    now = plain.with_mlx(MLXMemory(active, cache, active + cache, in_ram))
+    assert (now.mlx_active, now.mlx_cache, now.mlx_peak) == (active, cache, active + cache)
+    assert now.available == (min(available + cache, total) if in_ram else available)
+    assert now.used == now.total - now.available
+
+
+def test_the_monitor_asks_mlx_only_when_it_reads() -> None:
+    told = [None, MLXMemory(3 * GB, 2 * GB, 6 * GB)]
+    monitor = ResourceMonitor(
+        FakeProbe(snapshot(3)), policy(), mlx_memory=lambda: told.pop(0), clock=lambda: 0.0
+    )
+    assert monitor.snapshot().available == 3 * GB
+    assert monitor.pressure() is Pressure.CRITICAL
+    assert monitor.fresh().available == 5 * GB
+    assert monitor.pressure() is Pressure.HIGH
+    assert told == []
+
+
+def test_reading_memory_imports_no_mlx_and_sees_it_once_it_is_there() -> None:
+    code = (
+        "import sys\n"
+        "from mlx_router.config.settings import Settings\n"
+        "from mlx_router.runtime.build import make_monitor\n"
+        "monitor = make_monitor(Settings())\n"
+        "now = monitor.fresh()\n"
+        "assert now.process > 0 and now.mlx_active == 0\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'mlx']\n"
+        "import mlx_router.engine.device, mlx.core as mx\n"
+        "weights = mx.ones((1000, 1000))\n"
+        "mx.eval(weights)\n"
+        "now = monitor.fresh()\n"
+        "assert now.mlx_active >= 4_000_000 and now.mlx_peak >= now.mlx_active\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def _cgroup(folder: Path, limit: str, current: int, inactive: int = 0) -> None:

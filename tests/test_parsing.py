@@ -3,7 +3,6 @@ however the text was cut, and linear work."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_router.parsing import OutputParser, known_formats
 from mlx_router.parsing.matcher import Patterns, Scanner
-from tests.parsing_support import CALL, CLOSE, OPEN, Answer, StrictParser, parse
+from tests.parsing_support import CALL, CLOSE, OPEN, Answer, parse, parsing_seconds
 
 # --- plain text and reasoning ---------------------------------------------------------------
 
@@ -181,25 +180,15 @@ _BEFORE = {
 }
 
 
-def _seconds(text: str, size: int, tool_format: str | None) -> float:
-    def once() -> float:
-        parser = StrictParser("<think>", "</think>", tool_format, stop=["a" * 60 + "b"])
-        start = time.thread_time()
-        for at in range(0, len(text), size):
-            parser.feed(text[at : at + size])
-        parser.finish()
-        return time.thread_time() - start
-
-    return min(once() for _ in range(2))
-
-
 @pytest.mark.parametrize("before", _BEFORE)
 def test_parsing_time_is_linear(before: str) -> None:
     prefix, tool_format = _BEFORE[before]
     for name, unit in _ADVERSARIES.items():
         for size in (10**9, 16):
             short, long = (
-                _seconds(prefix + unit * (length // len(unit)), size, tool_format)
+                parsing_seconds(
+                    prefix + unit * (length // len(unit)), size, tool_format, stop=["a" * 60 + "b"]
+                )
                 for length in (5_000, 20_000)
             )
             # Four times the text: quadratic work would take sixteen times as long. The constant

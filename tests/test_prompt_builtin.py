@@ -173,7 +173,7 @@ def test_calls_and_results_are_written_as_published(name: str) -> None:
     assert text.index(end) >= len(today(begin))
 
 
-@pytest.mark.parametrize("name", set(TEMPLATE_NAMES) - {"gpt-oss"})
+@pytest.mark.parametrize("name", sorted(set(TEMPLATE_NAMES) - {"gpt-oss"}))
 def test_the_tools_are_listed_as_json(name: str) -> None:
     text = rendered(name, MESSAGES, LOOK, PING)
     for tool in template_tools([LOOK, PING]):

@@ -22,7 +22,7 @@ from mlx_router.domain import (
     ToolCall,
     ToolChoice,
 )
-from mlx_router.engine.base import Job, Sampling, StepResult
+from mlx_router.engine.base import Job, Sampling
 from mlx_router.engine.scripted import (
     ScriptedCodec,
     ScriptedEngine,
@@ -31,6 +31,7 @@ from mlx_router.engine.scripted_text import CANNED, CHAT, CONTINUATION
 from mlx_router.engine.scripted_values import example
 from mlx_router.errors import InvalidRequest
 from mlx_router.parsing import OutputParser
+from tests.engine_support import drain
 
 CODEC = ScriptedCodec()
 STOPS = CODEC.eos_ids
@@ -43,14 +44,6 @@ WEATHER = Tool(
     },
 )
 CLOCK = Tool("clock")
-
-
-def drain(engine: ScriptedEngine, most: int = 10_000) -> list[StepResult]:
-    results: list[StepResult] = []
-    while engine.busy and most:
-        results += engine.step()
-        most -= 1
-    return results
 
 
 def say(prompt: ChatPrompt) -> str:

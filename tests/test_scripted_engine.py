@@ -30,6 +30,7 @@ from mlx_router.engine.scripted import (
 )
 from mlx_router.engine.scripted_text import CANNED, CHAT, EOS, VOCAB_SIZE
 from mlx_router.errors import ModelLoadFailed
+from tests.engine_support import drain
 
 CODEC = ScriptedCodec()
 STOPS = CODEC.eos_ids
@@ -38,14 +39,6 @@ STOPS = CODEC.eos_ids
 def job(job_id: int = 1, text: str = "hello", max_tokens: int = 10_000, **options: Any) -> Job:
     prompt = CODEC.encode_chat(ChatPrompt((Message("user", text),)))
     return Job(job_id, prompt, max_tokens, Sampling(), **{"stop_ids": STOPS, **options})
-
-
-def drain(engine: ScriptedEngine, most: int = 10_000) -> list[StepResult]:
-    results: list[StepResult] = []
-    while engine.busy and most:
-        results += engine.step()
-        most -= 1
-    return results
 
 
 # --- tokens ---------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,9 @@ from mlx_router.runtime.engine_thread import Stepped
 from tests.context_support import DEMO
 from tests.engine_support import Driver, tokens
 from tests.models import copy_model
+from tests.test_loading import leave_an_error
 
 PROMPTS = {1: [5, 6, 7], 2: [9] * 20, 3: [300, 20, 41, 7], 4: [77, 78]}
-
-
-@pytest.fixture
-def drive() -> Iterator[Callable[[Path], Driver]]:
-    drivers: list[Driver] = []
-
-    def start(folder: Path) -> Driver:
-        drivers.append(Driver(folder))
-        return drivers[-1]
-
-    yield start
-    for driver in drivers:
-        driver.close()
 
 
 def jobs(tokens: int = 12, **sampling: Any) -> list[Job]:
@@ -72,6 +60,26 @@ def test_a_failed_step_is_recomputed_and_no_answer_changes(
     # What the failed step computed is lost with it and computed again.
     assert tokens(disturbed) == undisturbed
     assert all(got[-1].finish is FinishReason.LENGTH for got in disturbed.values())
+
+
+class LeavingRunner(FailingRunner):
+    """One whose failing steps also leave an error behind that nobody has looked at."""
+
+    def step(self) -> list[StepResult]:
+        try:
+            return super().step()
+        except RuntimeError:
+            leave_an_error()
+            raise
+
+
+def test_an_error_that_a_failed_step_leaves_behind_costs_no_stream(
+    drive: Callable[[Path], Driver], tiny_models: Path
+) -> None:
+    driver = drive(tiny_models / "tiny" / "llama")
+    undisturbed = tokens(driver.run(jobs()))
+    driver.engine._runner = LeavingRunner(driver.engine._runner, {6})
+    assert tokens(driver.run(jobs())) == undisturbed
 
 
 def test_a_step_that_fails_again_fails_all_of_the_batch_and_the_engine_lives(

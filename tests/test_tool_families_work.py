@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_router.parsing import CHANNELLED
-from tests.parsing_support import Answer, StrictParser, calls, parse
+from tests.parsing_support import Answer, StrictParser, calls, parse, parsing_seconds
 from tests.test_tool_families import TOOLS
 from tests.test_tool_families_more import (
     DEEP,
@@ -169,18 +168,6 @@ _BEFORE = {
 }
 
 
-def _seconds(text: str, size: int, tool_format: str) -> float:
-    def once() -> float:
-        parser = StrictParser("<think>", "</think>", tool_format, tools=TOOLS)
-        start = time.thread_time()
-        for at in range(0, len(text), size):
-            parser.feed(text[at : at + size])
-        parser.finish()
-        return time.thread_time() - start
-
-    return min(once() for _ in range(2))
-
-
 @pytest.mark.parametrize("tool_format", _BEFORE)
 def test_parsing_time_is_linear(tool_format: str) -> None:
     units = (
@@ -201,7 +188,9 @@ def test_parsing_time_is_linear(tool_format: str) -> None:
         for unit in units:
             for size in (10**9, 16):
                 short, long = (
-                    _seconds(before + unit * (length // len(unit)), size, tool_format)
+                    parsing_seconds(
+                        before + unit * (length // len(unit)), size, tool_format, tools=TOOLS
+                    )
                     for length in (3_000, 12_000)
                 )
                 # Four times the text: quadratic work would take sixteen times as long. The

@@ -15,7 +15,7 @@ from mlx_router.api.wire import (
     timings_dict,
     without_reasoning,
 )
-from mlx_router.domain import Delta, Finished, GenerationEvent, Started, ToolCallDelta
+from mlx_router.domain import AnswerEvent, Delta, Finished, Started, ToolCallDelta
 
 
 class ChatChunks(Chunks):
@@ -33,7 +33,7 @@ class ChatChunks(Chunks):
         self._delta_heads: list[bytes] = []
         self._text_heads: list[bytes] = []
 
-    def encode(self, event: GenerationEvent) -> bytes:
+    def encode(self, event: AnswerEvent) -> bytes:
         """The bytes of one event; empty if it has nothing for the client."""
         if isinstance(event, Delta):
             if not self._reasoning:

@@ -9,7 +9,7 @@ from mlx_router.api.chunks import Chunks
 from mlx_router.api.completions import CompletionCall
 from mlx_router.api.merge import StartedOne
 from mlx_router.api.wire import answer_id, dumps, text_logprobs
-from mlx_router.domain import Delta, Finished, GenerationEvent, Started
+from mlx_router.domain import AnswerEvent, Delta, Finished, Started
 
 
 class CompletionChunks(Chunks):
@@ -24,7 +24,7 @@ class CompletionChunks(Chunks):
         self._text_heads: list[bytes] = []
         self._text_tail = b',"logprobs":null,"finish_reason":null}]' + self._tail
 
-    def encode(self, event: GenerationEvent) -> bytes:
+    def encode(self, event: AnswerEvent) -> bytes:
         """The bytes of one event; empty if it has nothing for the client."""
         if isinstance(event, Delta):
             if event.logprobs or self._how.token_ids:

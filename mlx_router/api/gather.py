@@ -64,7 +64,7 @@ class Gathered:
                     self.choices[event.index].finished = event
                 elif isinstance(event, Started):
                     self.starts.append(event)
-                else:
+                elif isinstance(event, Completed):
                     self._done = event
         finally:
             await events.aclose()

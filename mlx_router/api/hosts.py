@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 # Reserved for private use, so that nobody can register a name under them: .local is multicast DNS,
@@ -78,30 +78,25 @@ def origin_is_host(origin: str, host: HostHeader) -> bool:
 
 
 def is_ip(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
+    return _ip(text) is not None
 
 
 def is_private(address: str) -> bool:
     """Whether a client address is of this machine or its own network (VPNs included)."""
-    try:
-        ip = ip_address(address)
-    except ValueError:
-        return False
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    ip = _ip(address)
     # 100.64.0.0/10, which mesh VPNs use, is neither private nor global to Python.
-    return not ip.is_global and not ip.is_multicast
+    return ip is not None and not ip.is_global and not ip.is_multicast
 
 
 def is_loopback(address: str) -> bool:
+    ip = _ip(address)
+    return ip is not None and ip.is_loopback
+
+
+def _ip(text: str) -> IPv4Address | IPv6Address | None:
+    """An address, as IPv4 where it is one in IPv6's clothes; None for any other text."""
     try:
-        ip = ip_address(address)
+        ip = ip_address(text)
     except ValueError:
-        return False
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_loopback
+        return None
+    return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip

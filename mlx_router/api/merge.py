@@ -13,6 +13,7 @@ from mlx_router.domain import (
     Finished,
     GenerationEvent,
     GenerationRequest,
+    Preparing,
     Started,
     Timings,
     Usage,
@@ -36,7 +37,7 @@ def merge(
 ) -> Events:
     """The events of all requests as they come; choice i of request k is choice k * n + i. One
     Started for each request, in any order, and one Completed: the sum of the usages, the longest of
-    the timings.
+    the timings; Preparing only before the first Started.
 
     At most ``at_once`` requests are under way at any time. Raises the first error of any, and
     closes all when one fails or when the generator itself is closed. All have the same n.
@@ -76,6 +77,9 @@ async def _merge(
             elif isinstance(event, Started):
                 tightest = _tighter(tightest, event)
                 yield _started(event, tightest, source)
+            elif isinstance(event, Preparing):
+                if tightest is None:
+                    yield event
             else:
                 yield _renumbered(event, source * requests[0].n)
     finally:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from starlette.requests import Request
 
+from mlx_router.config.changes import Change
 from mlx_router.config.settings import Settings
 from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard, Prompt
 from mlx_router.runtime.embedding import EmbeddingRequest, Embeddings
@@ -38,6 +39,8 @@ class RouterService(Protocol):
     def model(self, name: str) -> ModelInfo: ...
 
     def status(self) -> RouterStatus: ...
+
+    async def areload(self) -> list[Change]: ...
 
     async def astart(self) -> None: ...
 

@@ -3,9 +3,10 @@
 :class:`StreamingAnswer` is an ASGI response of its own. While one task pumps events to the client,
 another watches for the client's leaving, which closes the events at once, whatever they wait for:
 a queue, a load, a prefill or the next token. When nothing was written for a while, a comment keeps
-the connection open.
+the connection open. Comments also say what a request waits for before it is admitted, where it
+takes long: a download.
 
-The response starts with the first text, or with the first keep-alive: an error before that is a
+The response starts with the first text, or with the first comment: an error before that is a
 normal error with its own status; after it, an error event and the end of the stream.
 """
 
@@ -15,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -23,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from mlx_router.api.body import ClientGone
 from mlx_router.api.errors import as_router_error, error_response
 from mlx_router.api.wire import started_headers
-from mlx_router.domain import Completed, GenerationEvent, Started
+from mlx_router.domain import AnswerEvent, Completed, GenerationEvent, Preparing, Started
 from mlx_router.errors import EngineFailed, RouterError
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,11 @@ class Framing:
     done: bytes
     keep_alive: bytes
 
+    def comment(self, text: str) -> bytes:
+        """What a client skips, and a person who watches can read; silence where a format has no
+        comments."""
+        return self.keep_alive.replace(b"keep-alive", text.encode())
+
 
 SSE = Framing(
     "text/event-stream; charset=utf-8", b"data: ", b"\n\n", b"data: [DONE]\n\n", b": keep-alive\n\n"
@@ -60,7 +66,7 @@ class Encoder(Protocol):
     @property
     def framing(self) -> Framing: ...
 
-    def encode(self, event: GenerationEvent) -> bytes: ...
+    def encode(self, event: AnswerEvent) -> bytes: ...
 
     def error(self, error: RouterError) -> bytes:
         """An error after the stream has begun, and the stream's end."""
@@ -136,7 +142,9 @@ class StreamingAnswer(Response):
         clock = asyncio.get_running_loop().time
         last: bytes | None = None
         try:
-            async for event in events:
+            await self._until_started(send)
+            # Preparing comes before Started only: it is not looked for again, token after token.
+            async for event in cast(AsyncGenerator[AnswerEvent, None], events):
                 chunk = encode(event)
                 if isinstance(event, Completed):
                     last = chunk  # written below: the events must have ended, slot and all
@@ -156,6 +164,18 @@ class StreamingAnswer(Response):
             await self._fail(as_router_error(error), scope, receive, send)
         finally:
             await events.aclose()
+
+    async def _until_started(self, send: Send) -> None:
+        """Read up to Started; comments say meanwhile what the request waits for."""
+        async for event in self._events:
+            if isinstance(event, Preparing):
+                await self._write(send, self._framing.comment(event.text))
+                continue
+            assert isinstance(event, Started)
+            self._started, self._first = event, self._encoder.encode(event)
+            if self._open and self._first:
+                await self._write(send, self._first)
+            return
 
     async def _fail(self, error: RouterError, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._writing:

@@ -25,6 +25,7 @@ from mlx_router.api.schemas.chat import (
 from mlx_router.api.validation import nearest, parse, shorten
 from mlx_router.config.settings import Settings
 from mlx_router.domain import (
+    RESERVED_TEMPLATE_VARIABLES,
     ChatPrompt,
     ContentPart,
     GenerationRequest,
@@ -38,12 +39,6 @@ from mlx_router.domain import (
     ToolChoice,
 )
 from mlx_router.errors import InvalidRequest, UnsupportedParameter
-
-# A template is given these by the runtime; a request that set them could forge the conversation.
-_RESERVED_KWARGS = frozenset(
-    {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
-    | {"conversation", "chat_template", "tokenize", "continue_final_message", "raise_exception"}
-)
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -272,7 +267,7 @@ def _response_format(wire: ResponseFormatIn | None) -> ResponseFormat:
 def _template_kwargs(wire: ChatFields) -> dict[str, Any]:
     kwargs: dict[str, Any] = dict(wire.chat_template_kwargs or {})
     for name in kwargs:
-        if name in _RESERVED_KWARGS or not _IDENTIFIER.fullmatch(name):
+        if name in RESERVED_TEMPLATE_VARIABLES or not _IDENTIFIER.fullmatch(name):
             raise InvalidRequest(
                 f"chat_template_kwargs must not set {shorten(name)}.", param="chat_template_kwargs"
             )

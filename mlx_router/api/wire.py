@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import orjson
 
-from mlx_router.domain import Completed, Delta, Started, TokenLogprob, Usage
+from mlx_router.domain import Completed, Delta, Pressure, Started, TokenLogprob, Usage
 from mlx_router.version import __version__
 
 SYSTEM_FINGERPRINT = "fp_" + hashlib.sha256(__version__.encode()).hexdigest()[:10]
@@ -111,10 +111,13 @@ def text_logprobs(logprobs: Sequence[TokenLogprob], offset: int = 0) -> dict[str
 
 
 def started_headers(started: Started | None) -> dict[str, str]:
-    """Which model answers, and why with fewer tokens or messages than asked for, if so."""
+    """Which model answers, under which memory pressure if any, and why with fewer tokens or
+    messages than asked for, if so."""
     if started is None:
         return {}
     headers = {"x-mlx-router-model": header_value(started.model)}
+    if started.pressure is not Pressure.NORMAL:
+        headers["x-mlx-router-memory-pressure"] = started.pressure
     if started.clamped is not None:
         headers["x-mlx-router-max-tokens"] = str(started.max_tokens)
         headers["x-mlx-router-clamped"] = header_value(started.clamped)

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from mlx_router.catalog import checks, supported
 from mlx_router.catalog.estimate import context_length, kv_cost, text_config
-from mlx_router.catalog.folder import Missing, ModelFolder, Problem
+from mlx_router.catalog.folder import Missing, ModelFolder, Problem, is_absent
 from mlx_router.catalog.supported import Supported
 from mlx_router.catalog.weights import Weights, inspect_weights
-from mlx_router.domain import ModelCard, ModelKind
+from mlx_router.catalog.working import PREFILL_TOKENS, conversation_bytes, forward_bytes
+from mlx_router.domain import USUAL_TOKENS, ModelCard, ModelKind
 
-USUAL_CONVERSATION_TOKENS = 8192  # the KV cache that ``required_bytes`` makes room for
-ACTIVATION_BYTES = 128 * 2**20  # and what a prefill step needs beside weights and cache
+EMBEDDED_TOKENS = 2048  # of the text that the memory of a model without a cache is reckoned for
 
 _MAX_TEMPLATE_BYTES = 1_000_000
 _TOOLS = re.compile(r"\btools\b")
@@ -34,19 +34,31 @@ def inspect_folder(
     trust_remote_code: bool = False,
     roots: Iterable[Path] = (),
     libraries: Supported | None = None,
+    folder: ModelFolder | None = None,
+    stated_context: int | None = None,
+    prefill_tokens: int = PREFILL_TOKENS,
 ) -> ModelCard | None:
-    """What a folder holds; None if it is no model's folder. Never raises for what it finds there.
+    """What a folder holds; None if it is no model's folder. Never raises for what it finds there,
+    and OSError only where nothing can be told for the moment.
 
     ``roots`` are folders into which links may point, beside the model's own. ``libraries`` stands
-    in for the architectures that are installed. Of several problems the first is reported.
+    in for the architectures that are installed. ``folder`` is a look at it, if one was taken
+    already. ``stated_context`` replaces the context length of the model's config.
+    ``prefill_tokens`` of a prompt are computed at a time. Of several problems the first is
+    reported.
     """
     try:
-        folder = ModelFolder.scan(path)
-    except OSError:
+        folder = folder or ModelFolder.scan(path)
+    except OSError as error:
+        if not is_absent(error):
+            raise
         return None
     if not _is_model(folder):
         return None
-    return _inspect(folder, model_id, trust_remote_code, roots, libraries or supported.installed())
+    libraries = libraries or supported.installed()
+    return _inspect(
+        folder, model_id, trust_remote_code, roots, libraries, stated_context, prefill_tokens
+    )
 
 
 def _is_model(folder: ModelFolder) -> bool:
@@ -55,7 +67,7 @@ def _is_model(folder: ModelFolder) -> bool:
     weights = folder.named(suffix=".safetensors") + folder.named(suffix=".gguf")
     if any(not name.startswith("adapter") for name in weights):
         return True
-    return folder.in_cache and folder.partial_downloads() > 0
+    return folder.partial_downloads() > 0
 
 
 def _inspect(
@@ -64,10 +76,12 @@ def _inspect(
     trust_remote_code: bool,
     roots: Iterable[Path],
     libraries: Supported,
+    stated_context: int | None,
+    prefill_tokens: int,
 ) -> ModelCard | None:
-    if link := folder.link_outside(roots):
-        refused = Problem(f"{link} is a link to a place outside of the model folder")
-        return _card(folder, model_id, ModelKind.TEXT, {}, {}, None, refused)
+    roots = tuple(roots)
+    if refused := _refused_link(folder, roots):
+        return _card(folder, model_id, ModelKind.TEXT, {}, {}, None, refused, None, 1)
     problems: list[Problem] = []
 
     def attempt(action: Callable[[], _T], otherwise: _T) -> _T:
@@ -82,6 +96,10 @@ def _inspect(
         return None  # another program's config.json
     tokenizer_config = attempt(lambda: folder.read_json("tokenizer_config.json"), None) or {}
     kind = checks.kind_of(folder, config, model_id, libraries)
+    if kind in (ModelKind.EMBEDDING, ModelKind.RERANKER):
+        folder = attempt(folder.with_inner, folder)
+        if refused := _refused_link(folder, roots):
+            problems.append(refused)
     weights = None
     if not problems:
         if not trust_remote_code:
@@ -94,7 +112,27 @@ def _inspect(
         weights = attempt(lambda: inspect_weights(folder, config, any_name=any_name), None)
         attempt(lambda: checks.check_tokenizer(folder), None)
     problem = problems[0] if problems else None
-    return _card(folder, model_id, kind, config, tokenizer_config, weights, problem)
+    return _card(
+        folder,
+        model_id,
+        kind,
+        config,
+        tokenizer_config,
+        weights,
+        problem,
+        stated_context,
+        prefill_tokens,
+    )
+
+
+def _refused_link(folder: ModelFolder, roots: Iterable[Path]) -> Problem | None:
+    link = folder.link_outside(roots)
+    if link is None:
+        return None
+    return Problem(
+        f"{link} is a link to a place outside of the model directories; add the folder that it "
+        "leads to to model_directory if you trust it"
+    )
 
 
 def _has_weights(folder: ModelFolder) -> bool:
@@ -112,11 +150,20 @@ def _card(
     tokenizer_config: Mapping[str, Any],
     weights: Weights | None,
     problem: Problem | None,
+    stated_context: int | None,
+    prefill_tokens: int,
 ) -> ModelCard:
     weight_bytes = weights.size_bytes if weights else 0
-    context = context_length(config, tokenizer_config)
+    context = stated_context or context_length(config, tokenizer_config)
     generates = kind in (ModelKind.TEXT, ModelKind.VISION)
-    kv = kv_cost(config if generates else {}, weights.element_bytes if weights else 2)
+    element = weights.element_bytes if weights else 2
+    kv = kv_cost(config if generates else {}, element)
+    if generates:
+        usual = min(context, USUAL_TOKENS)
+        working = conversation_bytes(config, usual, element, slice_tokens=prefill_tokens)
+    else:
+        usual = 0
+        working = forward_bytes(config, min(context, EMBEDDED_TOKENS), element)
     template = _template(folder, tokenizer_config) if generates and problem is None else ""
     created = folder.files.get("config.json")
     return ModelCard(
@@ -130,18 +177,18 @@ def _card(
         quantization=weights.quantization if weights else None,
         context_length=context,
         kv_bytes_per_token=kv.bytes_per_token,
-        required_bytes=weight_bytes
-        + kv.total(min(context, USUAL_CONVERSATION_TOKENS))
-        + ACTIVATION_BYTES,
+        cache_bytes=kv.total(usual),
+        required_bytes=weight_bytes + working,
         supports_tools=_TOOLS.search(template) is not None,
         supports_reasoning=any(mark in template for mark in _THINKING),
         created=int(created.st_mtime) if created else 0,
+        fingerprint=folder.model_fingerprint,
         problem=_sentence(folder, problem),
     )
 
 
 def _sentence(folder: ModelFolder, problem: Problem | None) -> str | None:
-    if isinstance(problem, Missing) and folder.partial_downloads():
+    if isinstance(problem, Missing) and (folder.growing or folder.partial_downloads()):
         return f"the download is incomplete: {problem}"
     return str(problem) if problem else None
 

@@ -11,12 +11,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
 
-from mlx_router.catalog.folder import Missing, ModelFolder, Problem
+from mlx_router.catalog.estimate import text_config
+from mlx_router.catalog.folder import Missing, ModelFolder, Problem, regular_only, unreadable
 from mlx_router.catalog.quantization import Quantization
 
 MAX_HEADER_BYTES = 100_000_000
@@ -32,6 +32,15 @@ _LABELS = {
     "F8_E4M3": "fp8",
     "F8_E5M2": "fp8",
 }
+
+_FP8 = ("F8_E4M3", "F8_E5M2")
+# Architectures of which the library makes bfloat16 of FP8 weights as it loads them.
+_WIDENED = frozenset(
+    {
+        *("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "joyai_llm_flash", "kimi_k2", "kimi_k25"),
+        *("mimo_v2_flash", "minimax", "minimax_m2", "ministral3", "mistral4"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +63,29 @@ def inspect_weights(folder: ModelFolder, config: Mapping[str, Any], *, any_name:
     tally = _Tally(quantization)
     names = _weight_files(folder, any_name=any_name)
     for name in names:
-        _read_header(folder.path / name, tally)
+        _read_header(folder, name, tally)
     _check_index(folder, names)
     return Weights(
-        size_bytes=tally.size_bytes,
+        size_bytes=tally.size_bytes + (tally.elements(_FP8) if _widens(config) else 0),
         parameters=tally.parameters,
         quantization=quantization.label
         if quantization
         else _LABELS.get(tally.main_type(_LABELS) or ""),
         element_bytes=_ELEMENT_BYTES[tally.main_type(("F32", "F16", "BF16")) or "BF16"],
     )
+
+
+def _widens(config: Mapping[str, Any]) -> bool:
+    """Whether FP8 weights take two bytes a number in memory."""
+    types = {str(section.get("model_type")) for section in (config, text_config(config))}
+    stated = config.get("quantization_config")
+    # Scales that are powers of two, of blocks of 32 by 32, are MLX's own: these stay packed.
+    packed = (
+        isinstance(stated, dict)
+        and stated.get("scale_fmt") == "ue8m0"
+        and stated.get("weight_block_size") == [32, 32]
+    )
+    return bool(types & _WIDENED) and not packed
 
 
 class _Tally:
@@ -102,18 +124,21 @@ class _Tally:
         self.parameters += parameters
         return end
 
+    def elements(self, types: Iterable[str]) -> int:
+        """How many numbers have one of these types."""
+        return sum(self._types.get(dtype, 0) for dtype in types)
+
     def main_type(self, candidates: Iterable[str]) -> str | None:
         """Which of these types most of the numbers have; None if none has any of them."""
         counted = [(self._types[dtype], dtype) for dtype in candidates if dtype in self._types]
         return max(counted)[1] if counted else None
 
 
-def _read_header(path: Path, tally: _Tally) -> Mapping[str, Any]:
+def _read_header(folder: ModelFolder, name: str, tally: _Tally) -> Mapping[str, Any]:
     """Read what a safetensors file says of its tensors, and count them; raises Problem if the file
     is not whole."""
-    name = path.name
     try:
-        with open(path, "rb") as file:
+        with open(folder.path / name, "rb", opener=regular_only) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = int.from_bytes(start, "little")
@@ -121,16 +146,16 @@ def _read_header(path: Path, tally: _Tally) -> Mapping[str, Any]:
                 raise _not_weights(name, start)
             text = file.read(length)
     except OSError as error:
-        raise Problem(f"{name} cannot be read ({error.strerror or 'error'})") from error
+        raise unreadable(name, error) from error
     if len(text) < length:
-        raise Problem(f"{name} is truncated: it ends within its header")
+        raise Missing(f"{name} is truncated: it ends within its header")
     try:
         header: Mapping[str, Any] = orjson.loads(text)
         end = tally.add(header)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise Problem(f"{name} is not a safetensors file (its header is broken)") from error
     if size < 8 + length + end:
-        raise Problem(f"{name} is truncated: {size:,} of {8 + length + end:,} bytes")
+        raise Missing(f"{name} is truncated: {size:,} of {8 + length + end:,} bytes")
     if size > 8 + length + end:
         raise Problem(f"{name} is damaged: {size - 8 - length - end:,} bytes too many at its end")
     return header
@@ -139,13 +164,13 @@ def _read_header(path: Path, tally: _Tally) -> Mapping[str, Any]:
 def _not_weights(name: str, start: bytes) -> Problem:
     """What a file is whose first eight bytes are no length of a header."""
     if not start:
-        return Problem(f"{name} is empty")
+        return Missing(f"{name} is empty")
     if start.lstrip().startswith(b"<"):
         return Problem(f"{name} is a web page, not weights: download it again")
     if start == b"version ":
         return Problem(f"{name} is a Git LFS pointer, not weights: run git lfs pull")
     if len(start) < 8:
-        return Problem(f"{name} is truncated: {len(start)} bytes")
+        return Missing(f"{name} is truncated: {len(start)} bytes")
     return Problem(f"{name} is not a safetensors file (its header would be too large)")
 
 
@@ -158,8 +183,8 @@ def _weight_files(folder: ModelFolder, *, any_name: bool) -> list[str]:
     for name in sorted(folder.dangling):
         if name.endswith(".safetensors"):
             raise Missing(f"{name} is missing (a link to nothing)")
-    if not names:
-        raise _no_weights(folder, present)
+    if all("/" in name for name in names):  # those of folders in it are beside the model's own
+        raise _no_weights(folder, [name for name in present if "/" not in name])
     for name in names:
         if match := _SHARD.search(name):
             stem, count = name[: match.start()], int(match[2])
@@ -206,7 +231,7 @@ def _check_index(folder: ModelFolder, names: Iterable[str]) -> None:
     absent = set(weight_map.values()) - folder.files.keys()
     if not absent:
         return
-    present = set[str]().union(*(_read_header(folder.path / n, _Tally(None)) for n in names))
+    present = set[str]().union(*(_read_header(folder, n, _Tally(None)) for n in names))
     for tensor, file in weight_map.items():
         if file in absent and tensor not in present:
             raise Missing(f"{file} is missing")

@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": "mlx_router.cli.serve",
     "models": "mlx_router.cli.models",
     "config": "mlx_router.cli.config",
+    "reload": "mlx_router.cli.reload",
 }
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,7 +22,7 @@ from mlx_router.cli.parser import (
     add_model_sources,
     overrides,
 )
-from mlx_router.domain import GIB
+from mlx_router.domain import Pressure
 from mlx_router.errors import RouterError
 from mlx_router.version import __version__
 
@@ -37,6 +38,7 @@ commands:
   serve     serve (the same as no command)
   models    list the models on this machine; --json for programs
   config    check, show or document the config; `mlx-router config --help`
+  reload    let a running server read its config again
 """
 
 EPILOG = f"""\
@@ -88,11 +90,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     configure_logging(debug=bool(arguments.debug))
     config = find_config(arguments.config, os.environ)
-    settings = load_settings(config, overrides(arguments))
+
+    def read_settings() -> Settings:
+        return load_settings(config, overrides(arguments))
+
+    settings = read_settings()
     configure_logging(debug=settings.server.debug, directory=settings.server.log_directory())
     with bind(settings.server.ip, settings.server.port) as listener:
         try:
-            return _serve(settings, listener, config, arguments)
+            return _serve(settings, read_settings, listener, config, arguments)
         except RouterError:
             raise
         except Exception:
@@ -101,44 +107,60 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(
-    settings: Settings, listener: socket.socket, config: Path | None, arguments: argparse.Namespace
+    settings: Settings,
+    read_settings: Callable[[], Settings],
+    listener: socket.socket,
+    config: Path | None,
+    arguments: argparse.Namespace,
 ) -> int:
     from mlx_router.api.app import create_app
     from mlx_router.cli.serving import serve_app
     from mlx_router.cli.summary import Memory, Start, show_ready, show_summary
     from mlx_router.cli.terminal import Terminal
-    from mlx_router.memory.policy import MemoryPolicy
-    from mlx_router.memory.probe import SystemProbe
     from mlx_router.runtime.manager import MLXModelManager
 
     terminal = Terminal()
     addresses = urls(listener)
-    manager = MLXModelManager(settings, engine=arguments.engine, demo=arguments.demo)
+    manager = MLXModelManager(
+        settings, engine=arguments.engine, demo=arguments.demo, source=read_settings
+    )
     settings = manager.settings  # --demo has added its model
     app = create_app(manager, settings)
-    snapshot = SystemProbe().snapshot()
-    budget = settings.defaults.memory_threshold_gb
+    status = manager.status()
     start = Start(
         settings,
         addresses,
         memory=Memory(
-            total=snapshot.total,
-            available=snapshot.available,
-            budget=MemoryPolicy.default_threshold(snapshot.total)
-            if budget is None
-            else int(budget * GIB),
+            total=status.memory.total,
+            available=status.memory.available,
+            pressure_below=int(status.policy.limit(Pressure.MODERATE)),
         ),
         config=config,
         engine=arguments.engine,
     )
     show_summary(start, manager.cards(), terminal)
+
+    def on_ready() -> None:
+        show_ready(addresses, terminal)
+        if arguments.engine != "scripted":
+            threading.Thread(target=_prepare_process, name="prepare", daemon=True).start()
+
     return serve_app(
         app,
         manager,
         listener,
         grace_seconds=settings.server.grace_seconds,
-        on_ready=lambda: show_ready(addresses, terminal),
+        on_ready=on_ready,
     )
+
+
+def _prepare_process() -> None:
+    try:
+        from mlx_router.engine.device import prepare_process
+
+        prepare_process()
+    except Exception:  # the first load will fail of it, and answer with an error
+        logger.exception("what models need could not be imported")
 
 
 def _stop_quietly_on_signals() -> None:

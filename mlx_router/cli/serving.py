@@ -3,6 +3,7 @@
 The first SIGTERM or SIGINT: new requests get a 503, answers under way have the grace time, then
 the manager ends what is left and frees the models; exit code 0. A second signal ends the process
 at once. The port stays open while answers run: a client is told "shutting down", not refused.
+SIGHUP reads the config again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from mlx_router.cli.address import BACKLOG
 from mlx_router.cli.parser import EXIT_FAILURE, EXIT_OK
+from mlx_router.errors import RouterError
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,9 @@ class Manager(Protocol):
 
     def begin_shutdown(self) -> None:
         """From now on requests are refused; those that wait for a model as well."""
+
+    async def areload(self) -> object:
+        """Read the config again. Raises ConfigError, and then nothing has changed."""
 
     async def aclose(self) -> None:
         """End the answers that are left and free the models. May be called twice."""
@@ -63,6 +68,8 @@ class Server(uvicorn.Server):
         self._on_ready = on_ready
         self._deadline: threading.Timer | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._terminal = _has_terminal()
         self._listeners: list[socket.socket] = []
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -81,6 +88,8 @@ class Server(uvicorn.Server):
             yield
             return
         before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
@@ -93,6 +102,25 @@ class Server(uvicorn.Server):
         self.stopping = True
         self._leave_after(self._grace_seconds + HUNG_SECONDS, EXIT_FAILURE)
         self._loop.call_soon_threadsafe(self._start_draining, signal.Signals(sig).name)
+
+    def _on_hangup(self, sig: int, frame: FrameType | None) -> None:
+        if self._terminal and not _has_terminal():  # its window was closed
+            self.handle_exit(sig, frame)
+        elif not self.stopping:
+            self._loop.call_soon_threadsafe(self._start_reload)
+
+    def _start_reload(self) -> None:
+        self._reloads.add(task := self._loop.create_task(self._reload()))
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        try:
+            await self._manager.areload()
+        except RouterError as error:
+            for line in error.message.splitlines():
+                logger.error("SIGHUP: the config stays as it was: %s", line)
+        except Exception:
+            logger.exception("SIGHUP: a fault while reading the config; it stays as it was")
 
     def _start_draining(self, name: str) -> None:
         running = len(self.server_state.tasks)
@@ -146,6 +174,15 @@ class Server(uvicorn.Server):
         self._deadline = threading.Timer(seconds, leave)
         self._deadline.daemon = True  # an exit that works does not wait for it
         self._deadline.start()
+
+
+def _has_terminal() -> bool:
+    """Whether this process belongs to a terminal, and its window is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def serve_app(

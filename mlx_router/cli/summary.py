@@ -15,15 +15,17 @@ from mlx_router.domain import ModelCard
 from mlx_router.version import __version__
 
 HEADERS = ("model", "kind", "size", "quant", "context", "needs", "state")
+SHOWN_MODELS = 20  # at start: a screen
+SHOWN_PROBLEMS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes: what the machine has, what is free for models now, and what the router may use."""
+    """Bytes: what the machine has, what is free for models now, and below what pressure begins."""
 
     total: int
     available: int
-    budget: int
+    pressure_below: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def show_summary(start: Start, cards: Sequence[ModelCard], terminal: Terminal) -
             (
                 "memory",
                 f"{gigabytes(memory.total)}, {gigabytes(memory.available)} available, "
-                f"{gigabytes(memory.budget)} budget",
+                f"pressure below {gigabytes(memory.pressure_below)}",
             )
         )
     rows.append(("config", str(start.config) if start.config else "defaults (no config.json here)"))
@@ -60,7 +62,7 @@ def show_summary(start: Start, cards: Sequence[ModelCard], terminal: Terminal) -
     for name, value in rows:
         terminal.line(f"  {name:<15} {value}")
     terminal.line()
-    show_models(cards, start.settings, terminal)
+    show_models(cards, start.settings, terminal, cut=True)
 
 
 def show_ready(addresses: Sequence[str], terminal: Terminal) -> None:
@@ -68,17 +70,28 @@ def show_ready(addresses: Sequence[str], terminal: Terminal) -> None:
     terminal.line(f"Ready: {addresses[0]}/v1  (Ctrl+C stops)", style="bold green")
 
 
-def show_models(cards: Sequence[ModelCard], settings: Settings, terminal: Terminal) -> None:
-    """The table of the models, then why some cannot be used; a hint if there is no usable one."""
-    if cards:
-        terminal.table(HEADERS, [row(card) for card in cards])
+def show_models(
+    cards: Sequence[ModelCard], settings: Settings, terminal: Terminal, *, cut: bool = False
+) -> None:
+    """The table of the models, then why some cannot be used; a hint if there is no usable one.
+    ``cut``: of many models, the first usable ones and the first problems."""
     usable = [card for card in cards if card.usable]
     unusable = [card for card in cards if not card.usable]
+    listed, reasons = cards, unusable
+    if cut and len(cards) > SHOWN_MODELS:
+        listed, reasons = usable[:SHOWN_MODELS], unusable[:SHOWN_PROBLEMS]
+    if listed:
+        terminal.table(HEADERS, [row(card) for card in listed])
+    if len(listed) < len(usable):
+        terminal.line(f"… and {len(usable) - len(listed)} more; to see them all: mlx-router models")
     if unusable:
         terminal.line()
         terminal.line("Cannot be used:", style="yellow")
-        for card in unusable:
+        for card in reasons:
             terminal.item(card.id, card.problem or "unknown reason")
+    if len(reasons) < len(unusable):
+        more = len(unusable) - len(reasons)
+        terminal.line(f"  … and {more} more; to see them all: mlx-router models")
     if not usable:
         if unusable:
             terminal.line()

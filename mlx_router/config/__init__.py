@@ -3,6 +3,7 @@
 from mlx_router.config.loading import find_config, load_settings
 from mlx_router.config.settings import (
     DefaultSettings,
+    GroupSettings,
     ModelSettings,
     PressureLimits,
     ServerSettings,
@@ -13,6 +14,7 @@ __all__ = [
     "Settings",
     "DefaultSettings",
     "ServerSettings",
+    "GroupSettings",
     "ModelSettings",
     "PressureLimits",
     "load_settings",

@@ -5,18 +5,20 @@ The one list of them: whoever makes a setting work takes its name out here.
 
 from __future__ import annotations
 
-from mlx_router.config.settings import Section, Settings
+from mlx_router.config.fields import Section
+from mlx_router.config.settings import Settings
 
-PENDING_DEFAULTS = ("allow_downloads",)
-PENDING_MODEL = ("ttl_seconds", "group", "draft_model")
+PENDING_MODEL = ("draft_model",)
 
 
 def pending(settings: Settings) -> list[str]:
     """Names of the settings that differ from their default and that nothing acts on."""
-    names = [f"defaults.{name}" for name in PENDING_DEFAULTS if _is_set(settings.defaults, name)]
-    for model, entry in settings.models.items():
-        names += [f'models["{model}"].{name}' for name in PENDING_MODEL if _is_set(entry, name)]
-    return names
+    return [
+        f'models["{model}"].{name}'
+        for model, entry in settings.models.items()
+        for name in PENDING_MODEL
+        if _is_set(entry, name)
+    ]
 
 
 def _is_set(section: Section, name: str) -> bool:

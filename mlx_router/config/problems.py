@@ -15,7 +15,13 @@ Location = tuple[str | int, ...]
 
 LONGEST_VALUE = 60
 SECRET = "api_keys"  # noqa: S105  the name of the setting whose values are never shown
-PLACES: tuple[Location, ...] = ((), ("defaults",), ("server",), ("models", "NAME"))
+PLACES: tuple[Location, ...] = (
+    (),
+    ("defaults",),
+    ("server",),
+    ("groups", "NAME"),
+    ("models", "NAME"),
+)
 
 
 def problem_lines(error: ValidationError, file: str, origins: Mapping[Location, str]) -> list[str]:

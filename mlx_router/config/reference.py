@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_router.config.describe import Schema, allowed, locate, root_schema
-from mlx_router.config.pending import PENDING_DEFAULTS, PENDING_MODEL
+from mlx_router.config.pending import PENDING_MODEL
 from mlx_router.config.settings import Settings
 
 PACKAGE = Path(__file__).resolve().parent
@@ -39,8 +39,9 @@ _EXAMPLE_MODEL = {
     }
 }
 _TABLES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("`defaults`", ("defaults",), PENDING_DEFAULTS),
+    ("`defaults`", ("defaults",), ()),
     ("`server`", ("server",), ()),
+    ('`groups`: `{"name": {...}}`', ("groups", "NAME"), ()),
     ('`models`: `{"org/name": {...}}`', ("models", "NAME"), PENDING_MODEL),
     (
         "`memory_pressure_max_tokens` of a model",

@@ -6,60 +6,26 @@ docs/configuration.md are made from this file (see :mod:`mlx_router.config.refer
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from mlx_router.config.clashes import clashes
+from mlx_router.config.fields import (
+    ApiKeys,
+    ChatTemplate,
+    Gigabytes,
+    OnOff,
+    Percent,
+    Seconds,
+    Section,
+    Text,
+    TextOrList,
+    Tokens,
+    expand,
+)
 from mlx_router.domain import ContextOverflow, Pressure, SamplingOptions
-
-
-def _as_list(value: Any) -> Any:
-    """One text stands for a list of one; paths are accepted as texts."""
-    items = [value] if isinstance(value, str | Path) else value
-    if isinstance(items, list | tuple):
-        return [str(item) if isinstance(item, Path) else item for item in items]
-    return items
-
-
-def _named_keys(value: Any) -> Any:
-    """A plain list of keys gets the names key-1, key-2, ..."""
-    if isinstance(value, list | tuple):
-        return {f"key-{number}": key for number, key in enumerate(value, start=1)}
-    return value
-
-
-def _enable_or_disable(value: Any) -> Any:
-    return {True: "enable", False: "disable"}[value] if isinstance(value, bool) else value
-
-
-Text = Annotated[str, Field(min_length=1)]
-TextOrList = Annotated[
-    list[Text], BeforeValidator(_as_list, json_schema_input_type=Text | list[Text])
-]
-ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=512)]
-ApiKeys = Annotated[
-    dict[str, ApiKey],
-    BeforeValidator(_named_keys, json_schema_input_type=dict[str, ApiKey] | list[ApiKey]),
-]
-Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Gigabytes = Annotated[float, Field(gt=0, le=100_000)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-ChatTemplate = Literal["llama3", "qwen", "deepseek", "phi4", "chatml", "gpt-oss", "generic"]
-OnOff = Annotated[
-    Literal["enable", "disable"],
-    BeforeValidator(_enable_or_disable, json_schema_input_type=Literal["enable", "disable"] | bool),
-]
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, unknown keys refused, no text taken for a number."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
-    )
 
 
 class DefaultSettings(Section):
@@ -74,7 +40,9 @@ class DefaultSettings(Section):
         default=2, ge=1, le=64, description="Models kept loaded at the same time."
     )
     memory_threshold_gb: Gigabytes | None = Field(
-        default=None, description="Memory budget in GB; absent: 0.625 of the machine's memory."
+        default=None,
+        description="Memory to keep available, in GB: pressure begins below 0.8 of it. Absent: "
+        "0.625 of the machine's memory.",
     )
     safety_margin: float = Field(
         default=1.2,
@@ -83,12 +51,12 @@ class DefaultSettings(Section):
         description="A load needs its estimate times this (usual: 0.2 to 1.5).",
     )
     swap_critical_percent: Percent = Field(
-        default=90.0, description="Swap use (percent) from which memory pressure is critical."
+        default=90.0, description="Swap use (percent) above which memory pressure is critical."
     )
     swap_high_percent: Percent = Field(
         default=75.0,
         validate_default=True,
-        description="Swap use (percent) from which memory pressure is high.",
+        description="Swap use (percent) above which memory pressure is high.",
     )
     stream: bool = Field(default=False, description="Stream answers to requests that do not say.")
     stream_chunk_size: int = Field(
@@ -114,6 +82,10 @@ class DefaultSettings(Section):
         default_factory=lambda: ["$HOME/models"],
         min_length=1,
         description="Folder or folders with models; ~ and variables expand.",
+    )
+    state_directory: Text = Field(
+        default="$HOME/.local/state/mlx-router",
+        description="Folder for what is remembered from one start to the next: models as measured.",
     )
     allow_downloads: bool = Field(
         default=False,
@@ -162,6 +134,10 @@ class DefaultSettings(Section):
     def model_directories(self) -> list[Path]:
         """The model folders, absolute, with ~ and variables expanded, each once."""
         return list(dict.fromkeys(expand(folder) for folder in self.model_directory))
+
+    def state_folder(self) -> Path:
+        """The state folder, absolute, with ~ and variables expanded. It may not exist yet."""
+        return expand(self.state_directory)
 
 
 class ServerSettings(Section):
@@ -223,6 +199,23 @@ class PressureLimits(Section):
         return int(getattr(self, pressure.value))
 
 
+class GroupSettings(Section):
+    """What models that name this group share."""
+
+    max_loaded: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Members loaded at the same time at most; absent: as many as cache_size lets.",
+    )
+    idle_unload_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        le=525_600,
+        description="Unload a member after so many idle minutes; its own ttl_seconds comes first.",
+    )
+
+
 class ModelSettings(Section):
     """What differs for one model. Everything is optional: absent means detected or default."""
 
@@ -266,7 +259,9 @@ class ModelSettings(Section):
     ttl_seconds: float | None = Field(
         default=None, gt=0, le=31_536_000, description="Unload it after so many idle seconds."
     )
-    group: Text | None = Field(default=None, description="Group that it shares limits with.")
+    group: Text | None = Field(
+        default=None, description="Group of `groups` that it shares limits with."
+    )
     adapter_path: Text | None = Field(default=None, description="Folder of a LoRA adapter.")
     draft_model: Text | None = Field(
         default=None, description="Small model for speculative decoding."
@@ -280,6 +275,13 @@ class ModelSettings(Section):
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that ships with the model. Know its author."
     )
+
+    @field_validator("ttl_seconds")
+    @classmethod
+    def _pinned_models_stay(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("pinned"):
+            raise ValueError("is not allowed for a pinned model, which stays: keep one of the two")
+        return value
 
     def sampling(self) -> SamplingOptions:
         """What this entry says about sampling."""
@@ -308,6 +310,9 @@ class Settings(Section):
     server: ServerSettings = Field(
         default_factory=lambda: ServerSettings(), description="The HTTP server."
     )
+    groups: dict[Text, GroupSettings] = Field(
+        default_factory=dict, description="Limits that several models share, by the group's name."
+    )
     models: dict[Text, ModelSettings] = Field(
         default_factory=dict, description="What differs for a model, by its id."
     )
@@ -317,16 +322,12 @@ class Settings(Section):
 
     @field_validator("models")
     @classmethod
-    def _names_are_unambiguous(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
-        owners = {model.lower(): model for model in models}
-        clashes = []
-        for model, entry in models.items():
-            for alias in dict.fromkeys(alias.lower() for alias in entry.aliases):
-                owner = owners.setdefault(alias, model)
-                if owner != model:
-                    clashes.append(f"{alias!r} names both {owner} and {model}")
-        if clashes:
-            raise ValueError(f"{'; '.join(clashes)}: give each alias to one model")
+    def _go_together(
+        cls, models: dict[str, ModelSettings], info: ValidationInfo
+    ) -> dict[str, ModelSettings]:
+        found = clashes(models, info.data.get("groups"), info.data.get("defaults"))
+        if found:
+            raise ValueError("; ".join(found))
         return models
 
     @field_validator("default_model")
@@ -343,6 +344,10 @@ class Settings(Section):
             defaults = self.defaults.model_copy(update={"model": self.default_model})
             object.__setattr__(self, "defaults", defaults)  # frozen for everybody else
 
+    def group_of(self, entry: ModelSettings) -> GroupSettings:
+        """The group of an entry, or one that says nothing."""
+        return self.groups[entry.group] if entry.group is not None else GroupSettings()
+
     def for_model(self, model_id: str) -> ModelSettings:
         """The entry for this model id (case does not matter), or one that says nothing."""
         if model_id in self.models:
@@ -352,8 +357,3 @@ class Settings(Section):
             if name.lower() == wanted:
                 return entry
         return ModelSettings()
-
-
-def expand(path: str) -> Path:
-    """A path of the config, absolute, with ~ and environment variables expanded."""
-    return Path(os.path.expandvars(path)).expanduser().absolute()

@@ -78,18 +78,39 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """What an engine knows after loading. ``memory_bytes`` is what the load added.
+class BatchTrial:
+    """Whether a model computes in a batch what it computes alone; ``reason``: why it does not.
+    ``versions`` are those of the libraries that it was tried with: it says nothing of others.
+    ``lasting``: another trial would end the same; else something failed that may pass."""
 
-    ``vector_size``: numbers in an embedding, None if the model makes none. ``max_positions``: a
-    longer prompt would read beyond the model's table of positions; None if it has no such table.
+    batches: bool
+    reason: str | None
+    versions: str
+    lasting: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What an engine knows after loading. ``memory_bytes`` is what the load added;
+    ``cache_bytes`` what the KV cache of a conversation of the card's ``usual_tokens`` will take,
+    None if it cannot be told.
+
+    ``batch_trial``: None if the engine makes none. ``vector_size``: numbers in an embedding, None
+    if the model makes none. ``max_positions``: a longer prompt would read beyond the model's table
+    of positions; None if it has no such table.
     """
 
     vocab_size: int
     memory_bytes: int
-    batches: bool = True
+    cache_bytes: int | None = None
+    batch_trial: BatchTrial | None = None
     vector_size: int | None = None
     max_positions: int | None = None
+
+    @property
+    def batches(self) -> bool:
+        """Whether its answers are computed together."""
+        return self.batch_trial is None or self.batch_trial.batches
 
 
 class Engine(Protocol):
@@ -117,6 +138,9 @@ class Engine(Protocol):
 
     def memory_bytes(self) -> int:
         """Bytes held now: weights and caches."""
+
+    def drop_caches(self) -> None:
+        """Free what is held only to be faster: memory is short. Jobs under way go on."""
 
     def close(self) -> None:
         """Give all memory back. The engine is of no use afterwards."""

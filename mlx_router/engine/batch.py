@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
 
 from mlx_router.engine.base import StepResult
-from mlx_router.engine.device import WiredLimit, apply_wired_limit
+from mlx_router.engine.device import WiredLimit, apply_wired_limit, settle
 from mlx_router.engine.runner import LiveSequence
 from mlx_router.engine.sampling import make_sampler
 
@@ -27,6 +27,7 @@ class BatchRunner:
             completion_batch_size=max_batch_size,
             prefill_batch_size=min(8, max_batch_size),
             prefill_step_size=prefill_step_size,
+            stream=mx.default_stream(mx.default_device()),  # its own would be one more a thread
         )
         apply_wired_limit(wired_limit)
         self._live: dict[int, LiveSequence] = {}
@@ -114,6 +115,7 @@ class BatchRunner:
         self._live.clear()
         self._uids.clear()
         self._forks.clear()
+        settle()  # else the generator's close may raise what a failed step left behind
         self._generator.close()
         del self._generator
         apply_wired_limit(self._wired_limit)

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx_router.domain import FinishReason, ModelCard
 from mlx_router.engine import device
 from mlx_router.engine.base import Job, LoadedModel, Sampling, StepResult
-from mlx_router.engine.loading import load_error, vocabulary_size, weight_bytes
+from mlx_router.engine.loading import dismantle, load_error, vocabulary_size, weight_bytes
 from mlx_router.errors import ModelLoadFailed, RouterError
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class EmbeddingEngine:
         self._queue: dict[int, Job] = {}
 
     def load(self) -> LoadedModel:
-        device.prepare()
+        device.begin_thread()
         failure: RouterError | None = None
         try:
             self._load_model()
@@ -88,11 +88,20 @@ class EmbeddingEngine:
     def memory_bytes(self) -> int:
         return self._weight_bytes
 
+    def drop_caches(self) -> None:
+        device.drop_cache()
+
     def close(self) -> None:
         self._queue.clear()
-        self._model = None
-        device.give_memory_back()
-        device.end_thread()
+        try:
+            if self._model is not None:
+                dismantle(self._model)
+        finally:
+            self._model = None
+            try:
+                device.give_memory_back()
+            finally:
+                device.end_thread()
 
     def _load_model(self) -> None:
         try:

@@ -6,21 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_router.domain import ChatPrompt
+from mlx_router.domain import RESERVED_TEMPLATE_VARIABLES, ChatPrompt
 from mlx_router.errors import InvalidRequest
 from mlx_router.prompt.builtin import named_template
 from mlx_router.prompt.messages import template_messages, template_tools
 from mlx_router.prompt.template import ChatTemplate
-
-# What a template gets from us, whatever a client sends.
-_OWN_TEMPLATE_KEYS = frozenset(
-    {
-        *("messages", "tools", "documents", "conversation", "chat_template"),
-        *("add_generation_prompt", "continue_final_message", "tokenize"),
-        *("return_dict", "return_tensors"),
-        *("bos_token", "eos_token", "unk_token", "pad_token"),
-    }
-)
 
 # May be given to any template: front ends send them to all models alike.
 _SWITCHES = frozenset(("enable_thinking", "thinking", "reasoning_effort"))
@@ -102,8 +92,8 @@ class ChatRenderer:
         renderer in Python does not say what it reads."""
         known = _SWITCHES | (template.variables if template is not None else kwargs.keys())
         for name in kwargs:
-            if name in _OWN_TEMPLATE_KEYS or name not in known:
-                choice = ", ".join(sorted(known - _OWN_TEMPLATE_KEYS))
+            if name in RESERVED_TEMPLATE_VARIABLES or name not in known:
+                choice = ", ".join(sorted(known - RESERVED_TEMPLATE_VARIABLES))
                 raise InvalidRequest(
                     f"chat_template_kwargs cannot set {name[:64]!r} for {self._model_id}: its "
                     f"template takes {choice}.",

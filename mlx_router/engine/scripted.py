@@ -55,6 +55,7 @@ class ScriptedOptions:
     die_at_step: int | None = None
     load_gate: threading.Event | None = None
     step_gate: threading.Event | None = None
+    close_gate: threading.Event | None = None
     loading: threading.Event | None = None
     stepping: threading.Event | None = None
 
@@ -80,6 +81,8 @@ class ScriptedEngine:
         self._running: dict[int, _Row] = {}
         self._loaded = False
         self.steps = 0
+        self.warmed_up = 0
+        self.caches_dropped = 0
 
     def load(self) -> LoadedModel:
         options = self._options
@@ -90,7 +93,7 @@ class ScriptedEngine:
         return LoadedModel(VOCAB_SIZE, options.memory_bytes)
 
     def warm_up(self, tokens: int) -> None:
-        pass
+        self.warmed_up += tokens
 
     def add(self, job: Job) -> None:
         self._waiting.append(_Row(job))
@@ -127,7 +130,11 @@ class ScriptedEngine:
     def memory_bytes(self) -> int:
         return self._options.memory_bytes if self._loaded else 0
 
+    def drop_caches(self) -> None:
+        self.caches_dropped += 1
+
     def close(self) -> None:
+        _pass(None, self._options.close_gate, 0.0)
         self._loaded = False
         self._waiting.clear()
         self._running.clear()

@@ -75,6 +75,7 @@ class SerialRunner:
             logits_processors=sequence.processors(),
             prefill_step_size=self._prefill_step_size,
             prompt_cache=cache,
+            stream=mx.default_stream(mx.default_device()),
         )
         return tokens
 

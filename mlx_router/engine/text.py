@@ -12,9 +12,15 @@ import mlx.core as mx
 
 from mlx_router.domain import ModelCard
 from mlx_router.engine import device
-from mlx_router.engine.base import Job, LoadedModel, Sampling, StepResult
-from mlx_router.engine.loading import load_error, vocabulary_size, weight_bytes
-from mlx_router.engine.probe import check_batching
+from mlx_router.engine.base import BatchTrial, Job, LoadedModel, Sampling, StepResult
+from mlx_router.engine.loading import (
+    cache_bytes,
+    dismantle,
+    load_error,
+    vocabulary_size,
+    weight_bytes,
+)
+from mlx_router.engine.probe import try_batching
 from mlx_router.engine.runner import LiveSequence, Runner
 from mlx_router.errors import RouterError
 
@@ -24,13 +30,15 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class TextEngineOptions:
     """How a model is loaded and driven. ``prefill_step_size`` is in tokens: all streams of a model
-    wait while one slice of a prompt is computed."""
+    wait while one slice of a prompt is computed. ``batch_trial``: what an earlier load found out;
+    it is tried again if that was with other versions."""
 
     prefill_step_size: int = 512
     max_batch_size: int = 32
     wired_limit: device.WiredLimit = "off"
     adapter_path: Path | None = None
     trust_remote_code: bool = False
+    batch_trial: BatchTrial | None = None
 
 
 class TextEngine:
@@ -47,7 +55,7 @@ class TextEngine:
         self._failed: list[StepResult] = []
 
     def load(self) -> LoadedModel:
-        device.prepare()
+        device.begin_thread()
         failure: RouterError | None = None
         try:
             self._model = self._load_model()
@@ -58,19 +66,16 @@ class TextEngine:
             raise failure
         self._weight_bytes = weight_bytes(self._model)
         vocab_size = vocabulary_size(self._model, self._card)
-        objection = check_batching(
-            partial(self._make_runner, batches=True),
-            partial(self._make_runner, batches=False),
-            vocab_size,
-        )
-        if objection is not None:
-            log.info("%s is served one request at a time (%s)", self._card.id, objection)
-            self._batches = False
+        trial = self._try_batching(vocab_size)
+        self._batches = trial.batches
+        if not trial.batches:
+            log.info("%s is served one request at a time (%s)", self._card.id, trial.reason)
         self._runner = self._make_runner(self._batches)
         return LoadedModel(
             vocab_size=vocab_size,
             memory_bytes=self._weight_bytes,
-            batches=self._batches,
+            cache_bytes=cache_bytes(self._model, self._card.usual_tokens),
+            batch_trial=trial,
         )
 
     def warm_up(self, tokens: int) -> None:
@@ -109,15 +114,24 @@ class TextEngine:
     def memory_bytes(self) -> int:
         return self._weight_bytes
 
+    def drop_caches(self) -> None:
+        device.drop_cache()
+
     def close(self) -> None:
         self._live.clear()
         try:
             if self._runner is not None:
                 self._runner.close()
         finally:
-            self._runner = self._model = None
-            device.give_memory_back()
-            device.end_thread()
+            try:
+                if self._model is not None:
+                    dismantle(self._model)
+            finally:
+                self._runner = self._model = None
+                try:
+                    device.give_memory_back()
+                finally:
+                    device.end_thread()
 
     @property
     def _running(self) -> Runner:
@@ -133,6 +147,12 @@ class TextEngine:
             mx.eval(model.parameters())
         model.eval()
         return model
+
+    def _try_batching(self, vocab_size: int) -> BatchTrial:
+        known = self._options.batch_trial
+        if known is not None and known.versions == device.versions():
+            return known
+        return try_batching(self._model, partial(self._make_runner, batches=True), vocab_size)
 
     def _make_runner(self, batches: bool) -> Runner:
         # Imported here, on the engine's thread: they import mlx-lm, which takes seconds.

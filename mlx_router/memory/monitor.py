@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
-from mlx_router.domain import Pressure
-from mlx_router.memory.policy import ORDER, MemoryPolicy
+from mlx_router.domain import MLXMemory, Pressure
+from mlx_router.memory.policy import MemoryPolicy
 from mlx_router.memory.probe import MemorySnapshot, Probe
-
-_RECOVERY_SHARE = 0.95  # of the available memory must do for a lower level
 
 
 class ResourceMonitor:
     """A probe, read at most once in ``max_age`` seconds, and the policy that judges it.
 
-    Safe on any thread: two threads that ask at once may both read, and both answers are right.
-    ``policy`` may be replaced at any time.
+    ``mlx_memory`` tells what MLX holds; None, or an answer of None: nothing. Safe on any thread:
+    two threads that ask at once may both read, and both answers are right. ``policy`` may be
+    replaced at any time.
     """
 
     def __init__(
@@ -25,11 +23,13 @@ class ResourceMonitor:
         probe: Probe,
         policy: MemoryPolicy,
         *,
+        mlx_memory: Callable[[], MLXMemory | None] | None = None,
         max_age: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
         self._probe = probe
+        self._mlx_memory = mlx_memory
         self._max_age = max_age
         self._clock = clock
         self._level = Pressure.NORMAL
@@ -40,7 +40,7 @@ class ResourceMonitor:
         now = self._clock()
         last = self._last
         if last is None or now - last[0] > self._max_age:
-            last = (now, self._probe.snapshot())
+            last = (now, self._read())
             self._last = last
         return last[1]
 
@@ -50,15 +50,13 @@ class ResourceMonitor:
         return self.snapshot()
 
     def pressure(self) -> Pressure:
-        """The pressure now, by :meth:`snapshot`.
+        """The pressure now, by :meth:`snapshot`: it rises at once, and falls with a little delay
+        (see :meth:`MemoryPolicy.level`), so that it does not flutter where memory hovers around a
+        limit."""
+        self._level = self.policy.level(self.snapshot(), self._level)
+        return self._level
 
-        It rises at once, and falls when there is a little more memory than the lower level asks
-        for, so that it does not flutter where memory hovers around a limit.
-        """
-        snapshot = self.snapshot()
-        level = self.policy.level(snapshot)
-        if ORDER.index(level) < ORDER.index(self._level):
-            cautious = replace(snapshot, available=int(snapshot.available * _RECOVERY_SHARE))
-            level = min(self.policy.level(cautious), self._level, key=ORDER.index)
-        self._level = level
-        return level
+    def _read(self) -> MemorySnapshot:
+        snapshot = self._probe.snapshot()
+        mlx = self._mlx_memory() if self._mlx_memory is not None else None
+        return snapshot if mlx is None else snapshot.with_mlx(mlx)

@@ -11,13 +11,14 @@ from mlx_router.memory.probe import MemorySnapshot
 DEFAULT_THRESHOLD_SHARE = 0.625
 
 ORDER = tuple(Pressure)  # from normal to critical
-_SHARES = {Pressure.MODERATE: 0.8, Pressure.HIGH: 0.6, Pressure.CRITICAL: 0.4}
-_FRACTIONS = {
+THRESHOLD_SHARES = {Pressure.MODERATE: 0.8, Pressure.HIGH: 0.6, Pressure.CRITICAL: 0.4}
+MAX_TOKENS_SHARES = {
     Pressure.NORMAL: 1.0,
     Pressure.MODERATE: 0.75,
     Pressure.HIGH: 0.5,
     Pressure.CRITICAL: 0.25,
 }
+RECOVERY_SHARE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,24 @@ class TokenLimits:
 
     @classmethod
     def for_discovered(cls, max_tokens: int) -> TokenLimits:
-        """The limits of a model that the configuration does not mention: all of ``max_tokens``,
-        a half (at most 2048), a quarter (1024), an eighth (512)."""
+        """The limits of a model for which the configuration states none: all of ``max_tokens``, a
+        half (at most 2048), a quarter (1024), an eighth (512)."""
         return cls(
             normal=max_tokens,
             moderate=max(min(max_tokens // 2, 2048), 1),
             high=max(min(max_tokens // 4, 1024), 1),
             critical=max(min(max_tokens // 8, 512), 1),
         )
+
+    @classmethod
+    def for_stated(cls, max_tokens: int) -> TokenLimits:
+        """The limits of a model whose ``max_tokens`` is configured: 1, 0.75, 0.5 and 0.25 of it."""
+        shares = {level.value: share for level, share in MAX_TOKENS_SHARES.items()}
+        return cls(**{name: max(int(max_tokens * share), 1) for name, share in shares.items()})
+
+    def capped(self, max_tokens: int) -> TokenLimits:
+        """These limits, none above ``max_tokens``."""
+        return TokenLimits(**{level.value: min(self.at(level), max_tokens) for level in Pressure})
 
     def at(self, level: Pressure) -> int:
         limit: int = getattr(self, level.value)
@@ -71,18 +82,36 @@ class MemoryPolicy:
         """The threshold of a machine with so much memory, where none is configured."""
         return int(total_bytes * DEFAULT_THRESHOLD_SHARE)
 
-    def level(self, snapshot: MemorySnapshot) -> Pressure:
+    def limit(self, level: Pressure) -> float:
+        """Bytes of available memory below which pressure is at least ``level``; 0 for normal."""
+        return THRESHOLD_SHARES.get(level, 0.0) * self.threshold_bytes
+
+    def level(self, snapshot: MemorySnapshot, before: Pressure = Pressure.NORMAL) -> Pressure:
         """The pressure: the worst that available memory, swap and the kernel say.
 
         Available memory counts against the threshold: below 0.8 of it moderate, below 0.6 high,
-        below 0.4 critical.
+        below 0.4 critical. ``before`` is the pressure until now: a lower one begins when 0.95 of
+        the available memory is enough for it, and 0.95 of the swap limit is not exceeded, so that
+        hovering around a limit is one change and not many.
         """
+        level = self._level(snapshot)
+        if ORDER.index(level) >= ORDER.index(before):
+            return level
+        cautious = replace(
+            snapshot,
+            available=int(snapshot.available * RECOVERY_SHARE),
+            swap_used=min(int(snapshot.swap_used / RECOVERY_SHARE), snapshot.swap_total),
+        )
+        return min(self._level(cautious), before, key=ORDER.index)
+
+    def _level(self, snapshot: MemorySnapshot) -> Pressure:
+        levels = [level for level in Pressure if snapshot.available < self.limit(level)]
+        return max([*levels, self.system_level(snapshot)], key=ORDER.index)
+
+    def system_level(self, snapshot: MemorySnapshot) -> Pressure:
+        """The pressure that the system is under by its own account, swap and the kernel's word,
+        however much is available."""
         levels = [Pressure.NORMAL]
-        levels += [
-            level
-            for level, share in _SHARES.items()
-            if snapshot.available < share * self.threshold_bytes
-        ]
         if snapshot.swap_percent > self.swap_high_percent:
             levels.append(Pressure.HIGH)
         if snapshot.swap_percent > self.swap_critical_percent:
@@ -90,13 +119,6 @@ class MemoryPolicy:
         if snapshot.kernel_pressure is not None:
             levels.append(snapshot.kernel_pressure)
         return max(levels, key=ORDER.index)
-
-    def token_limit(self, level: Pressure, limits: TokenLimits | None, max_tokens: int) -> int:
-        """The most tokens an answer may have now, at least 1: ``max_tokens`` under the model's own
-        limits, or, where it has none, 1, 0.75, 0.5 or 0.25 of ``max_tokens``."""
-        if limits is None:
-            return max(int(max_tokens * _FRACTIONS[level]), 1)
-        return max(min(max_tokens, limits.at(level)), 1)
 
     def need(self, required_bytes: int) -> int:
         """Bytes that must be there for a model that takes ``required_bytes``."""
@@ -124,13 +146,20 @@ class MemoryPolicy:
             return LoadVerdict(False, f"The system is swapping: {used}; {numbers}.", need, room)
         return LoadVerdict(True, f"The model fits: {numbers}.", need, room)
 
-    def refuses_loads(self, snapshot: MemorySnapshot, reclaimable_bytes: int = 0) -> bool:
-        """Whether pressure is critical, and would stay so if idle models were unloaded."""
+    def refuses_loads(
+        self,
+        snapshot: MemorySnapshot,
+        reclaimable_bytes: int = 0,
+        before: Pressure = Pressure.NORMAL,
+    ) -> bool:
+        """Whether pressure is critical, and would stay so if idle models were unloaded. ``before``:
+        as for :meth:`level`."""
         relieved = replace(snapshot, available=snapshot.available + reclaimable_bytes)
-        return self.level(relieved) is Pressure.CRITICAL
+        return self.level(relieved, before) is Pressure.CRITICAL
 
+    @staticmethod
     def recommended_model(
-        self, cards: Iterable[ModelCard], snapshot: MemorySnapshot
+        cards: Iterable[ModelCard], snapshot: MemorySnapshot, pressure: Pressure
     ) -> ModelCard | None:
         """The largest model that fits into 0.8 of the available memory; under high or critical
         pressure the smallest of all. None if there is none that generates text."""
@@ -138,7 +167,7 @@ class MemoryPolicy:
             (c for c in cards if c.usable and c.kind in (ModelKind.TEXT, ModelKind.VISION)),
             key=lambda card: (card.required_bytes, card.id),
         )
-        if self.level(snapshot) in (Pressure.HIGH, Pressure.CRITICAL):
+        if pressure in (Pressure.HIGH, Pressure.CRITICAL):
             return candidates[0] if candidates else None
         fitting = [c for c in candidates if c.required_bytes <= 0.8 * snapshot.available]
         return fitting[-1] if fitting else None

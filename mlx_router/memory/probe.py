@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
+import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 
-from mlx_router.domain import Pressure
+from mlx_router.domain import MLXMemory, Pressure
 
 _KERNEL_LEVELS = {1: Pressure.NORMAL, 2: Pressure.MODERATE, 4: Pressure.CRITICAL}
 
@@ -23,6 +25,7 @@ class MemorySnapshot:
 
     ``available`` can be had without swapping: free memory and caches that can be dropped.
     ``kernel_pressure`` is what the kernel itself says (macOS); None where it says nothing.
+    ``process`` is what the system counts as this process's own; the rest is MLX's account of it.
     """
 
     total: int
@@ -34,6 +37,10 @@ class MemorySnapshot:
     swap_total: int = 0
     swap_used: int = 0
     kernel_pressure: Pressure | None = None
+    process: int = 0
+    mlx_active: int = 0
+    mlx_cache: int = 0
+    mlx_peak: int = 0
 
     @property
     def used_percent(self) -> float:
@@ -55,6 +62,19 @@ class MemorySnapshot:
             return 0.0
         return min(max(1.0 - self.free / self.available, 0.0), 1.0)
 
+    def with_mlx(self, memory: MLXMemory) -> MemorySnapshot:
+        """The snapshot with MLX's account. Buffers that MLX keeps for reuse are available: to the
+        system they are in use, but MLX takes them first, and drops them when asked to."""
+        kept = min(memory.cache, self.total - self.available) if memory.in_ram else 0
+        return replace(
+            self,
+            available=self.available + max(kept, 0),
+            used=max(self.used - max(kept, 0), 0),
+            mlx_active=memory.active,
+            mlx_cache=memory.cache,
+            mlx_peak=memory.peak,
+        )
+
 
 class Probe(Protocol):
     """Where snapshots come from."""
@@ -72,12 +92,18 @@ class SystemProbe:
         cgroup_root: Path = Path("/sys/fs/cgroup"),
         membership: Path = Path("/proc/self/cgroup"),
         kernel_level: Callable[[], int | None] | None = None,
+        process: Callable[[], int] | None = None,
+        swap_grows: bool = sys.platform == "darwin",
     ) -> None:
         """The arguments stand in for this system's own, in tests."""
+        self._swap_grows = swap_grows
         self._cgroups = _cgroups(cgroup_root, membership)
         if kernel_level is None and sys.platform == "darwin":
             kernel_level = _SysctlReader(b"kern.memorystatus_vm_pressure_level")
         self._kernel_level = kernel_level
+        if process is None:
+            process = FootprintReader() if sys.platform == "darwin" else _resident_size
+        self._process = process
 
     def snapshot(self) -> MemorySnapshot:
         memory = psutil.virtual_memory()
@@ -91,6 +117,11 @@ class SystemProbe:
             total = min(total, limit)
             free = min(free, max(room, 0))
             available = min(available, max(room + _inactive_file(cgroup), 0))
+        swap_total = swap.total
+        if self._swap_grows:
+            # macOS adds swap files as it needs them, and tells only of those that it has: 0.7 of
+            # 1 GB in use would pass for 70 %, with all of the disk still there.
+            swap_total = max(swap.total, memory.total)
         level = self._kernel_level() if self._kernel_level else None
         return MemorySnapshot(
             total=total,
@@ -100,9 +131,10 @@ class SystemProbe:
             buffers=getattr(memory, "buffers", 0),
             # macOS has no such number; inactive pages are what comes nearest.
             cached=getattr(memory, "cached", getattr(memory, "inactive", 0)),
-            swap_total=swap.total,
+            swap_total=swap_total,
             swap_used=swap.used,
             kernel_pressure=_KERNEL_LEVELS.get(level) if level is not None else None,
+            process=self._process(),
         )
 
 
@@ -150,6 +182,39 @@ def _inactive_file(cgroup: Path) -> int:
     except (OSError, ValueError):
         pass
     return 0
+
+
+def _resident_size() -> int:
+    """Bytes of physical memory that this process has mapped."""
+    resident: int = psutil.Process().memory_info().rss
+    return resident
+
+
+class FootprintReader:
+    """The physical footprint of this process on macOS, in bytes, as Activity Monitor shows it. The
+    resident size would not do: it misses what Metal holds and counts files that are mapped.
+
+    ``rusage`` stands in for the system's ``proc_pid_rusage`` in tests.
+    """
+
+    # struct rusage_info_v0: 16 bytes of uuid, then uint64 each: user and system time, idle and
+    # interrupt wake-ups, page-ins, wired size, resident size, physical footprint, and more.
+    _VERSION = 0
+    _FOOTPRINT = struct.Struct("=16x56xQ")
+
+    def __init__(self, rusage: Callable[[int, int, object], int] | None = None) -> None:
+        if rusage is None:
+            system = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+            system.proc_pid_rusage.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+            rusage = system.proc_pid_rusage
+        self._rusage = rusage
+
+    def __call__(self) -> int:
+        buffer = ctypes.create_string_buffer(512)  # more than any version writes
+        if self._rusage(os.getpid(), self._VERSION, ctypes.byref(buffer)):
+            return _resident_size()
+        footprint: int = self._FOOTPRINT.unpack_from(buffer)[0]
+        return footprint
 
 
 class _SysctlReader:

@@ -28,7 +28,7 @@ from mlx_router.runtime.limits import check_token_ids
 from mlx_router.runtime.resident import Resident
 
 if TYPE_CHECKING:
-    from mlx_router.runtime.core import Core
+    from mlx_router.runtime.finder import Finder
 
 log = logging.getLogger(__name__)
 
@@ -85,22 +85,22 @@ class Embeddings:
         return [unpack(vector).tolist() for vector in self.packed]
 
 
-async def find_model(core: Core, name: str | None) -> ModelCard:
+async def find_model(finder: Finder, name: str | None) -> ModelCard:
     """The model that is to embed; None: the only one that can. Raises ModelNotFound, ModelCorrupt,
     InvalidRequest."""
     if name is not None:
-        card = await core.find(name)
+        card = await finder.find(name)
         if card.kind is not ModelKind.EMBEDDING:
-            others = _candidates(core)
+            others = _candidates(finder)
             advice = f"; ask for {others[0].id}" if others else ", and no other model here does"
             raise InvalidRequest(
                 f"{card.id} is a model of kind {card.kind} and makes no embeddings{advice}.",
                 param="model",
             )
         return card
-    if len(_candidates(core)) != 1:
-        await core.refresh()
-    found = _candidates(core)
+    if len(_candidates(finder)) != 1:
+        await finder.refresh()
+    found = _candidates(finder)
     if not found:
         raise ModelNotFound("There is no embedding model; put one into the model directory.")
     if len(found) > 1:
@@ -200,8 +200,8 @@ class _Gathering:
             self._done.set_result(None)
 
 
-def _candidates(core: Core) -> list[ModelCard]:
-    return [c for c in core.cards() if c.usable and c.kind is ModelKind.EMBEDDING]
+def _candidates(finder: Finder) -> list[ModelCard]:
+    return [c for c in finder.cards() if c.usable and c.kind is ModelKind.EMBEDDING]
 
 
 def _check_dimensions(dimensions: int | None, size: int) -> None:

@@ -29,6 +29,11 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class DropCaches:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     pass
 
@@ -86,7 +91,7 @@ class EngineThread:
         self._warm_up_tokens = warm_up_tokens
         # A lock shared by all models serialises their steps, where a GPU cannot run two at once.
         self._stepping: AbstractContextManager[object] = step_lock or nullcontext()
-        self._inbox: queue.SimpleQueue[Add | Abort | Close] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Add | Abort | DropCaches | Close] = queue.SimpleQueue()
         # A daemon: a load that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
 
@@ -99,6 +104,10 @@ class EngineThread:
 
     def abort(self, job_id: int) -> None:
         self._inbox.put(Abort(job_id))
+
+    def drop_caches(self) -> None:
+        """Free what is held only to be faster, between two steps."""
+        self._inbox.put(DropCaches())
 
     def close(self) -> None:
         """Ask for the end: what runs is dropped, the memory is given back, Closed is reported."""
@@ -167,6 +176,8 @@ class EngineThread:
                     engine.add(job)
             elif isinstance(message, Abort):
                 engine.abort(message.job_id)
+            elif isinstance(message, DropCaches):
+                engine.drop_caches()
             else:
                 return False
             if self._inbox.empty():

@@ -17,6 +17,7 @@ from mlx_router.domain import (
 )
 from mlx_router.engine.base import Sampling
 from mlx_router.errors import ContextLengthExceeded, InvalidRequest
+from mlx_router.memory.policy import TokenLimits
 
 FALLBACK_SAMPLING = SamplingOptions(
     temperature=0.7,
@@ -40,8 +41,24 @@ def decide_sampling(
 
 def model_max_tokens(card: ModelCard, settings: Settings) -> int:
     """Tokens that an answer of this model may have, before memory pressure."""
-    stated = settings.for_model(card.id).max_tokens
-    return stated or min(card.context_length, settings.defaults.max_tokens)
+    entry = settings.for_model(card.id)
+    if entry.max_tokens is not None:
+        return entry.max_tokens
+    if entry.memory_pressure_max_tokens is not None:
+        return entry.memory_pressure_max_tokens.normal
+    return min(card.context_length, settings.defaults.max_tokens)
+
+
+def token_limits(card: ModelCard, settings: Settings) -> TokenLimits:
+    """Tokens that an answer of this model may have under each memory pressure, at most
+    :func:`model_max_tokens`. What the config does not state follows from the ``max_tokens`` that
+    it states, else from the model."""
+    entry, most = settings.for_model(card.id), model_max_tokens(card, settings)
+    if (own := entry.memory_pressure_max_tokens) is not None:
+        return TokenLimits(own.normal, own.moderate, own.high, own.critical).capped(most)
+    if entry.max_tokens is not None:
+        return TokenLimits.for_stated(most)
+    return TokenLimits.for_discovered(most)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,27 @@ import asyncio
 import atexit
 import logging
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 from mlx_router.catalog.catalog import Catalog
+from mlx_router.config.changes import Change, changes, in_force
 from mlx_router.config.settings import Settings
 from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard, Prompt
 from mlx_router.engine.base import EngineFactory
-from mlx_router.errors import ShuttingDown
+from mlx_router.errors import ConfigError, ShuttingDown
 from mlx_router.memory.monitor import ResourceMonitor
 from mlx_router.runtime.bridge import Bridge
-from mlx_router.runtime.build import make_catalog, make_factory, make_monitor, with_demo
+from mlx_router.runtime.build import (
+    adapted,
+    change_policy,
+    make_catalog,
+    make_factory,
+    make_monitor,
+)
 from mlx_router.runtime.chat import ChatOptions, ChatResult, Messages, collect, make_request
 from mlx_router.runtime.core import Core
 from mlx_router.runtime.embedding import EmbeddingRequest, Embeddings, Text
@@ -26,6 +34,8 @@ from mlx_router.runtime.reports import model_info, router_status
 from mlx_router.runtime.status import ModelInfo, RouterStatus
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class MLXModelManager:
@@ -46,6 +56,7 @@ class MLXModelManager:
         model_directory: the folder or folders with models, in place of the config's.
         demo: add the tiny model that ships with MLX Router, under the name ``demo``.
         engine: ``mlx``, or ``scripted`` for deterministic answers without any model.
+        source: where :meth:`reload` gets the settings from; it may raise ConfigError.
         factory, monitor: stand-ins for tests.
     """
 
@@ -56,16 +67,13 @@ class MLXModelManager:
         model_directory: str | Path | list[str | Path] | None = None,
         demo: bool = False,
         engine: Literal["mlx", "scripted"] = "mlx",
+        source: Callable[[], Settings] | None = None,
         factory: EngineFactory | None = None,
         monitor: ResourceMonitor | None = None,
     ) -> None:
-        settings = settings or Settings()
-        if model_directory is not None:
-            folders = model_directory if isinstance(model_directory, list) else [model_directory]
-            changed = {"model_directory": [str(folder) for folder in folders]}
-            defaults = settings.defaults.model_copy(update=changed)
-            settings = settings.model_copy(update={"defaults": defaults})
-        self.settings = with_demo(settings) if demo else settings
+        self._adapted = partial(adapted, folders=model_directory, demo=demo, engine=engine)
+        self._source = source
+        self.settings = self._adapted(settings or Settings())
         self._engine = engine
         self._factory = factory
         self._catalog: Catalog = make_catalog(self.settings, engine)
@@ -73,6 +81,7 @@ class MLXModelManager:
         self._bridge = Bridge()
         self._core: Core | None = None
         self._preloading: asyncio.Task[None] | None = None
+        self._configuring = asyncio.Lock()
         self._ended = False
         self._born = time.monotonic()
 
@@ -82,19 +91,22 @@ class MLXModelManager:
         self, messages: Messages, model: str | None = None, **options: Unpack[ChatOptions]
     ) -> ChatResult:
         """A whole answer to a chat; a str is one message of the user."""
-        return self._bridge.wait(self._chat(make_request(messages, model, **options)))
+        request = make_request(messages, model, **options)
+        return self._bridge.wait(self._ask(lambda core: collect(core.generate(request))))
 
     async def achat(
         self, messages: Messages, model: str | None = None, **options: Unpack[ChatOptions]
     ) -> ChatResult:
         """As :meth:`chat`, without blocking."""
-        return await self._bridge.run(self._chat(make_request(messages, model, **options)))
+        request = make_request(messages, model, **options)
+        return await self._bridge.run(self._ask(lambda core: collect(core.generate(request))))
 
     def stream(
         self, messages: Messages, model: str | None = None, **options: Unpack[ChatOptions]
     ) -> Generator[GenerationEvent, None, None]:
-        """The events of an answer as they come: Started, Delta …, Finished, Completed. Closing the
-        generator ends the generation."""
+        """The events of an answer as they come: Started, Delta …, Finished, Completed; before them
+        Preparing now and then while the model is downloaded. Closing the generator ends the
+        generation."""
         request = make_request(messages, model, **options)
         return self._bridge.iterate(lambda: self._stream(request))
 
@@ -119,7 +131,8 @@ class MLXModelManager:
     ) -> Embeddings:
         """The vectors of one text or several; lists of token ids are taken as they are. None: the
         only embedding model there is. ``dimensions``: keep that many numbers of each vector."""
-        return self._bridge.wait(self._embed(EmbeddingRequest.of(texts, model, dimensions)))
+        request = EmbeddingRequest.of(texts, model, dimensions)
+        return self._bridge.wait(self._ask(lambda core: core.embed(request)))
 
     async def aembed(
         self, texts: str | Sequence[Text], model: str | None = None, dimensions: int | None = None
@@ -130,7 +143,7 @@ class MLXModelManager:
     async def embed_request(self, request: EmbeddingRequest) -> Embeddings:
         """As :meth:`aembed`. Cancelling it drops the request before the engine's next step. Raises
         what :meth:`generate` raises, and RequestTimeout."""
-        return await self._bridge.run(self._embed(request))
+        return await self._bridge.run(self._ask(lambda core: core.embed(request)))
 
     # --- tokens -----------------------------------------------------------------------------
 
@@ -141,31 +154,35 @@ class MLXModelManager:
         plain text with a leading special token where the model wants one and
         ``add_special_tokens`` allows it. The model need not be in memory, and is not loaded. None:
         the default model. Raises ModelNotFound, ModelCorrupt, InvalidRequest."""
-        return self._bridge.wait(self._tokenize(model, prompt, add_special_tokens))
+        return self._bridge.wait(
+            self._ask(lambda core: core.tokenize(model, prompt, add_special_tokens))
+        )
 
     async def atokenize(
         self, model: str | None, prompt: Prompt, *, add_special_tokens: bool = True
     ) -> list[int]:
         """As :meth:`tokenize`, without blocking."""
-        return await self._bridge.run(self._tokenize(model, prompt, add_special_tokens))
+        return await self._bridge.run(
+            self._ask(lambda core: core.tokenize(model, prompt, add_special_tokens))
+        )
 
     def detokenize(self, model: str | None, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included. Raises as :meth:`tokenize`, and
         InvalidRequest for an id that the model does not have."""
-        return self._bridge.wait(self._detokenize(model, ids))
+        return self._bridge.wait(self._ask(lambda core: core.detokenize(model, ids)))
 
     async def adetokenize(self, model: str | None, ids: Sequence[int]) -> str:
         """As :meth:`detokenize`, without blocking."""
-        return await self._bridge.run(self._detokenize(model, ids))
+        return await self._bridge.run(self._ask(lambda core: core.detokenize(model, ids)))
 
     def token_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
         """As :meth:`detokenize`, but each id by itself. One that is only a part of a character has
         the replacement character for its text."""
-        return self._bridge.wait(self._token_texts(model, ids))
+        return self._bridge.wait(self._ask(lambda core: core.token_texts(model, ids)))
 
     async def atoken_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
         """As :meth:`token_texts`, without blocking."""
-        return await self._bridge.run(self._token_texts(model, ids))
+        return await self._bridge.run(self._ask(lambda core: core.token_texts(model, ids)))
 
     # --- models -----------------------------------------------------------------------------
 
@@ -188,11 +205,11 @@ class MLXModelManager:
     def find(self, model: str | None = None) -> ModelCard:
         """The model that a request for ``model`` means; None: the default model. Looks at the disk
         again before it says no. Raises ModelNotFound, ModelCorrupt, InvalidRequest."""
-        return self._bridge.wait(self._find(model))
+        return self._bridge.wait(self._ask(lambda core: core.finder.find(model)))
 
     async def afind(self, model: str | None = None) -> ModelCard:
         """As :meth:`find`, without blocking."""
-        return await self._bridge.run(self._find(model))
+        return await self._bridge.run(self._ask(lambda core: core.finder.find(model)))
 
     def cards(self) -> list[ModelCard]:
         """What is known of every model found, unusable ones included."""
@@ -200,7 +217,7 @@ class MLXModelManager:
         if core is None:
             self._catalog.refresh()
             return self._catalog.cards()
-        return self._bridge.call(core.cards)
+        return self._bridge.call(core.finder.cards)
 
     def models(self) -> list[ModelInfo]:
         """Every model found, with its state."""
@@ -217,6 +234,26 @@ class MLXModelManager:
         return self._bridge.call(
             lambda: router_status(self._core, self.cards(), self._monitor, self._born)
         )
+
+    # --- settings ---------------------------------------------------------------------------
+
+    def reload(self) -> list[Change]:
+        """Read the config anew from ``source`` and act on it; returns what changed. Answers under
+        way go on, and models in memory stay as they were loaded. Raises ConfigError, and then
+        nothing has changed."""
+        return self._bridge.wait(self._reload())
+
+    async def areload(self) -> list[Change]:
+        """As :meth:`reload`, without blocking."""
+        return await self._bridge.run(self._reload())
+
+    def configure(self, settings: Settings) -> list[Change]:
+        """As :meth:`reload`, with these settings."""
+        return self._bridge.wait(self._configure(settings))
+
+    async def aconfigure(self, settings: Settings) -> list[Change]:
+        """As :meth:`configure`, without blocking."""
+        return await self._bridge.run(self._configure(settings))
 
     # --- life -------------------------------------------------------------------------------
 
@@ -283,11 +320,14 @@ class MLXModelManager:
                 self.settings,
                 self._catalog,
                 self._monitor,
-                self._factory or make_factory(self.settings, self._engine),
+                self._factory or make_factory(self.settings, self._engine, self._catalog),
             )
             # A daemon thread that dies with MLX streams open can abort the whole process.
             atexit.register(self._at_exit)
         return self._core
+
+    async def _ask(self, question: Callable[[Core], Awaitable[T]]) -> T:
+        return await question(await self._started())
 
     async def _stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         core = await self._started()
@@ -298,41 +338,43 @@ class MLXModelManager:
         finally:
             await events.aclose()
 
-    async def _chat(self, request: GenerationRequest) -> ChatResult:
-        core = await self._started()
-        return await collect(core.generate(request))
-
-    async def _embed(self, request: EmbeddingRequest) -> Embeddings:
-        core = await self._started()
-        return await core.embed(request)
-
-    async def _tokenize(
-        self, model: str | None, prompt: Prompt, add_special_tokens: bool
-    ) -> list[int]:
-        core = await self._started()
-        return await core.tokenize(model, prompt, add_special_tokens=add_special_tokens)
-
-    async def _detokenize(self, model: str | None, ids: Sequence[int]) -> str:
-        core = await self._started()
-        return await core.detokenize(model, ids)
-
-    async def _token_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
-        core = await self._started()
-        return await core.token_texts(model, ids)
-
-    async def _find(self, model: str | None) -> ModelCard:
-        core = await self._started()
-        return await core.find(model)
-
     async def _load(self, name: str) -> ModelInfo:
         core = await self._started()
-        card = await core.find(name)
-        async with core.lease(card, self.settings.defaults.timeout):
+        card = await core.finder.find(name)
+        async with core.lease(card, self.settings.defaults.timeout, answers=False):
             return self._info(card)
 
     async def _unload(self, name: str) -> None:
         core = await self._started()
         await core.fleet.unload(self._catalog.resolve(name).id)
+
+    async def _reload(self) -> list[Change]:
+        if self._source is None:
+            raise ConfigError("There is no config to read again: the program gave its settings.")
+        async with self._configuring:  # in the order in which the source was read
+            return await self._take(await asyncio.to_thread(self._source))
+
+    async def _configure(self, settings: Settings) -> list[Change]:
+        async with self._configuring:
+            return await self._take(settings)
+
+    async def _take(self, settings: Settings) -> list[Change]:
+        settings = self._adapted(settings)
+        found = changes(self.settings, settings)
+        settings = in_force(self.settings, settings)
+        catalog = await asyncio.to_thread(make_catalog, settings, self._engine)
+        catalog.follow(self._catalog)
+        await asyncio.to_thread(catalog.refresh)
+        if found:  # from here on nothing waits, and so nobody sees half of the change
+            change_policy(self._monitor, self.settings, settings)
+            self.settings, self._catalog = settings, catalog
+            if self._core is not None:
+                factory = self._factory or make_factory(settings, self._engine, catalog)
+                self._core.configure(settings, catalog, factory)
+        for change in found:
+            log.info("config: %s", change)
+        log.info("config read again; settings changed: %d", len(found))
+        return found
 
     async def _preload(self, core: Core) -> None:
         for error in await core.preload():

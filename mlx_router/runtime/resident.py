@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from mlx_router.domain import ModelCard
-from mlx_router.engine.base import LoadedModel, StepResult, TextCodec
+from mlx_router.engine.base import Engine, LoadedModel, StepResult, TextCodec
 from mlx_router.errors import EngineFailed, RouterError
 from mlx_router.runtime.engine_thread import EngineThread, Report, Stepped
 
@@ -29,7 +32,8 @@ class JobOwner(Protocol):
 class Resident:
     """``codec`` and ``model`` are there once the load is through. ``failure``: why the load, or
     the engine, failed. ``ended``: why no new answer can begin. ``closed``: the memory is back.
-    ``reports`` are filled by the engine's thread and emptied by the loop, which is ``notified``."""
+    ``timer``: when its load, or its unload, is given up. ``reports`` are filled by the engine's
+    thread and emptied by the loop, which is ``notified``."""
 
     card: ModelCard
     thread: EngineThread
@@ -38,7 +42,7 @@ class Resident:
     model: LoadedModel | None = None
     codec: TextCodec | None = None
     codec_task: asyncio.Task[None] | None = None
-    load_timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None
     ready: bool = False
     failure: RouterError | None = None
     ended: RouterError | None = None
@@ -71,12 +75,40 @@ class Resident:
             self.thread.abort(job_id)
 
     def stop_clock(self) -> None:
-        """The load can no longer time out."""
-        if self.load_timer is not None:
-            self.load_timer.cancel()
+        """The load, or the unload, can no longer time out."""
+        if self.timer is not None:
+            self.timer.cancel()
 
     def stop_loading(self) -> None:
         """Neither the codec nor the clock matter any more."""
         self.stop_clock()
         if self.codec_task is not None and not self.codec_task.done():
             self.codec_task.cancel()
+
+
+def make_resident(
+    card: ModelCard,
+    engine: Engine,
+    take_reports: Callable[[Resident], None],
+    *,
+    warm_up_tokens: int,
+    step_lock: threading.Lock | None,
+) -> Resident:
+    """A model that is about to be loaded by the thread that this starts. ``take_reports`` is called
+    on the running loop when there are some. Raises RuntimeError if there can be no more threads."""
+    loop = asyncio.get_running_loop()
+
+    def report(message: Report) -> None:
+        # Waking the loop costs more than all else; one that is awake already takes it along.
+        # The loop is closed when the process ends while a load hangs: nobody listens then.
+        resident.reports.append(message)
+        if not resident.notified and not loop.is_closed():
+            resident.notified = True
+            loop.call_soon_threadsafe(take_reports, resident)
+
+    thread = EngineThread(
+        card.id, engine, report, warm_up_tokens=warm_up_tokens, step_lock=step_lock
+    )
+    resident = Resident(card, thread, loop.create_future(), load_started=time.monotonic())
+    thread.start()
+    return resident

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlx_router.domain import ModelCard, ModelState, Pressure
+from mlx_router.memory.policy import MemoryPolicy, TokenLimits
 from mlx_router.memory.probe import MemorySnapshot
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model and its present state. ``max_tokens``: of one answer, before memory pressure.
+    """A model and its present state. ``max_tokens``: of one answer, before memory pressure;
+    ``token_limits``: under each pressure; ``max_tokens_now``: under the present one.
     ``last_used``: seconds since the epoch, None if not since the start."""
 
     card: ModelCard
     state: ModelState
     max_tokens: int
+    token_limits: TokenLimits
+    max_tokens_now: int
     chat_template: str | None
     can_load_now: bool
     load_status_reason: str
@@ -38,8 +42,11 @@ class LoadedInfo:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatus:
+    """``policy`` has the limits by which ``pressure`` was judged."""
+
     version: str
     pressure: Pressure
+    policy: MemoryPolicy
     uptime_seconds: float
     request_count: int
     current_model: str | None

@@ -1,6 +1,18 @@
 """Who gets a model when: a pure state machine. No I/O, no clock, no logging."""
 
-from mlx_router.scheduling.effects import Effect, Grant, Load, Reject, Unload
-from mlx_router.scheduling.scheduler import Budget, Scheduler, Wanted
+from mlx_router.scheduling.effects import DropCaches, Effect, Grant, Load, Reject, Unload
+from mlx_router.scheduling.scheduler import Budget, Limits, Scheduler
+from mlx_router.scheduling.slot import Wanted
 
-__all__ = ["Budget", "Effect", "Grant", "Load", "Reject", "Scheduler", "Unload", "Wanted"]
+__all__ = [
+    "Budget",
+    "DropCaches",
+    "Effect",
+    "Grant",
+    "Limits",
+    "Load",
+    "Reject",
+    "Scheduler",
+    "Unload",
+    "Wanted",
+]

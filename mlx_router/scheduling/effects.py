@@ -37,4 +37,9 @@ class Reject:
     error: RouterError
 
 
-Effect = Load | Unload | Grant | Reject
+@dataclass(frozen=True, slots=True)
+class DropCaches:
+    """Memory is short: every loaded model frees what it keeps only to be faster."""
+
+
+Effect = Load | Unload | Grant | Reject | DropCaches

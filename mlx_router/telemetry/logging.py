@@ -23,8 +23,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 _NOISY = (
-    "asyncio", "filelock", "fontTools", "fsspec", "h11", "httpcore", "httpx", "huggingface_hub",
-    "multipart", "numba", "PIL", "transformers", "urllib3", "uvicorn",
+    "asyncio", "filelock", "fontTools", "fsspec", "h11", "httpcore", "httpcore2", "httpx", "httpx2",
+    "huggingface_hub", "multipart", "numba", "PIL", "transformers", "urllib3", "uvicorn",
 )  # fmt: skip
 _SILENCE_SECONDS = 60.0
 

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_router.api.openapi import errors
-from mlx_router.api.schemas.answers import Health, HealthDetails
+from mlx_router.api.schemas.status import Health, HealthDetails
 from mlx_router.api.service import service_of
 from mlx_router.api.wire import dumps
 from mlx_router.domain import GIB, Pressure
+from mlx_router.memory.policy import MAX_TOKENS_SHARES, THRESHOLD_SHARES, MemoryPolicy
 from mlx_router.memory.probe import MemorySnapshot
 from mlx_router.runtime.status import LoadedInfo, RouterStatus
 
@@ -51,10 +52,15 @@ async def health(request: Request) -> Response:
     responses={200: {"model": HealthDetails}, **errors(401, 403)},
 )
 async def health_details(request: Request) -> Response:
-    """Memory, pressure, what is loaded, and which models could be loaded now."""
+    """Memory, pressure and the limits it is judged by, what is loaded, and which models could be
+    loaded now."""
     status = service_of(request).status()
-    loaded = [_loaded(info) for info in status.loaded]
-    return _json({**_all(status), "loaded_models": loaded})
+    details = {
+        "loaded_models": [_loaded(info) for info in status.loaded],
+        "memory_limits": _limits(status.policy),
+        "router_memory": _router_memory(status.memory),
+    }
+    return _json({**_all(status), **details})
 
 
 def _json(body: dict[str, Any]) -> Response:
@@ -101,6 +107,28 @@ def _memory(memory: MemorySnapshot) -> dict[str, float]:
     }
 
 
+def _limits(policy: MemoryPolicy) -> dict[str, Any]:
+    below = {f"{level}_below_gb": _gb(policy.limit(level)) for level in THRESHOLD_SHARES}
+    return {
+        "memory_threshold_gb": _gb(policy.threshold_bytes),
+        **below,
+        "swap_high_percent": policy.swap_high_percent,
+        "swap_critical_percent": policy.swap_critical_percent,
+        "safety_margin": policy.safety_margin,
+        "max_tokens_shares": {level.value: share for level, share in MAX_TOKENS_SHARES.items()},
+    }
+
+
+def _router_memory(memory: MemorySnapshot) -> dict[str, Any]:
+    return {
+        "process_gb": _gb(memory.process),
+        "mlx_active_gb": _gb(memory.mlx_active),
+        "mlx_cache_gb": _gb(memory.mlx_cache),
+        "mlx_peak_gb": _gb(memory.mlx_peak),
+        "kernel_pressure": memory.kernel_pressure,
+    }
+
+
 def _loaded(info: LoadedInfo) -> dict[str, Any]:
     return {
         "id": info.id,
@@ -112,5 +140,5 @@ def _loaded(info: LoadedInfo) -> dict[str, Any]:
     }
 
 
-def _gb(size: int) -> float:
+def _gb(size: float) -> float:
     return round(size / GIB, 2)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_router.api.openapi import errors
-from mlx_router.api.schemas.answers import ModelList, ModelObject
+from mlx_router.api.schemas.status import ModelList, ModelObject
 from mlx_router.api.service import service_of
 from mlx_router.api.wire import dumps
 from mlx_router.domain import GIB, ModelKind, ModelState
@@ -83,11 +83,16 @@ def model_object(info: ModelInfo) -> dict[str, Any]:
         "quantization": card.quantization,
         "size_bytes": card.size_bytes,
         "memory_requirements": {
-            "required_gb": round(card.required_bytes / GIB, 2),
+            "required_gb": round(card.required_bytes / GIB, 3),
             "can_load_now": info.can_load_now,
             "load_status_reason": info.load_status_reason,
         },
-        "parameters": {"max_tokens": info.max_tokens, "chat_template": info.chat_template},
+        "parameters": {
+            "max_tokens": info.max_tokens,
+            "max_tokens_now": info.max_tokens_now,
+            "memory_pressure_max_tokens": info.token_limits,
+            "chat_template": info.chat_template,
+        },
     }
     if card.problem is not None:
         described["problem"] = card.problem

@@ -3,9 +3,11 @@ and the tests hold them against these models."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from mlx_router.config.changes import TakesEffect
 
 
 class Answer(BaseModel):
@@ -250,100 +252,16 @@ class EmbeddingList(Answer):
     usage: EmbeddingUsage
 
 
-# --- models ---------------------------------------------------------------------------------
+# --- POST /admin/reload ----------------------------------------------------------------------
 
 
-class Capabilities(Answer):
-    chat: bool
-    tools: bool
-    vision: bool
-    reasoning: bool
-    embeddings: bool
+class SettingChange(Answer):
+    setting: str = Field(description='As in `models["org/name"].pinned`.')
+    before: Any
+    after: Any
+    takes_effect: TakesEffect
 
 
-class MemoryRequirements(Answer):
-    required_gb: float
-    can_load_now: bool
-    load_status_reason: str
-
-
-class ModelParameters(Answer):
-    max_tokens: int = Field(description="Of one answer, before memory pressure.")
-    chat_template: str | None
-
-
-class ModelObject(Answer):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    context_window: int
-    kind: Literal["text", "vision", "embedding", "reranker"]
-    capabilities: Capabilities
-    state: str
-    aliases: list[str]
-    pinned: bool
-    quantization: str | None
-    size_bytes: int
-    memory_requirements: MemoryRequirements
-    parameters: ModelParameters
-    problem: str | None = Field(None, description="Why it cannot be used, if so.")
-
-
-class MemoryStatus(Answer):
-    available_gb: float
-    pressure: Literal["normal", "moderate", "high", "critical"]
-    recommended_model: str | None
-
-
-class ModelList(Answer):
-    object: Literal["list"]
-    data: list[ModelObject]
-    memory_status: MemoryStatus
-
-
-# --- health ---------------------------------------------------------------------------------
-
-
-class Memory(Answer):
-    total_gb: float
-    available_gb: float
-    used_gb: float
-    used_percent: float
-    free_gb: float
-    buffers_gb: float
-    cached_gb: float
-    swap_total_gb: float
-    swap_used_gb: float
-    swap_percent: float
-    fragmentation_score: float
-
-
-class MemoryHealth(Answer):
-    fragmentation_score: float
-    swap_pressure: Literal["low", "high"]
-    can_load_models: list[str]
-
-
-class LoadedModelOut(Answer):
-    id: str
-    state: str
-    memory_gb: float
-    active_requests: int
-    waiting_requests: int
-    idle_seconds: float
-
-
-class Health(Answer):
-    status: Literal["healthy", "warning", "degraded", "critical"]
-    version: str
-    current_model: str | None
-    uptime_seconds: float | None = None
-    request_count: int | None = None
-    memory: Memory | None = None
-    memory_pressure: Literal["normal", "moderate", "high", "critical"] | None = None
-    memory_health: MemoryHealth | None = None
-
-
-class HealthDetails(Health):
-    loaded_models: list[LoadedModelOut]
+class ConfigReload(Answer):
+    object: Literal["config.reload"]
+    changes: list[SettingChange]

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ _MOST_KEPT = 32
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 # Compiling takes quadratic time in the number of properties: 5 s for 5,000.
 _LONGEST_SCHEMA = 128 * 1024
+_ANSWER_SCHEMA = "response_format.json_schema.schema"
 LONGEST_ENDING = 2048  # tokens; a tenth of a millisecond each, in a step of the engine
 
 
@@ -66,7 +67,7 @@ class Compiler:
         self._template = template
         self._table: TokenTable | None = None
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Compiled] = OrderedDict()
+        self._kept: OrderedDict[str, Compiled | None] = OrderedDict()
 
     @property
     def table(self) -> TokenTable:
@@ -87,37 +88,15 @@ class Compiler:
         """What the answer to ``prompt``, which restricts it, must look like; None: whatever it is,
         it could not be enforced without harm (see :func:`write_form`). Raises InvalidRequest
         that names the schema which cannot be enforced, and why."""
-        table = self.table
-        dialect = Dialect(self._family, self._template, table.specials)
         schemas = {tool.name: argument_schema(tool) for tool in prompt.tools}
-        _check_sizes(prompt, schemas)
-        asked = [*schemas.values(), prompt.response_format.schema or ANY_OBJECT]
-        if any(map(objection, asked)) or any(
-            tool.strict and schemas[tool.name].get("type") != "object" for tool in prompt.tools
-        ):
-            schemas = self._enforceable(prompt, schemas)
-        form = write_form(prompt, dialect, schemas)
-        if form is None:
-            log.info("strict tools are not enforced for the family %s", self._family)
-            return None
+        key = _key(prompt, schemas)
         with self._lock:
-            kept = self._kept.get(form.lark)
-            if kept is not None:
-                self._kept.move_to_end(form.lark)
-                return kept
-        compiled = self._attempt(form)
-        if isinstance(compiled, str):
-            schemas = self._enforceable(prompt, schemas)
-            form = write_form(prompt, dialect, schemas)
-            assert form is not None
-            compiled = self._attempt(form)
-        if isinstance(compiled, str):
-            raise InvalidRequest(
-                f"What this request asks for cannot be enforced: {compiled}.",
-                param="response_format" if prompt.response_format.type != "text" else "tools",
-            )
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        compiled = self._compile(prompt, schemas)
         with self._lock:
-            self._kept[form.lark] = compiled
+            self._kept[key] = compiled
             if len(self._kept) > _MOST_KEPT:
                 self._kept.popitem(last=False)
         return compiled
@@ -125,7 +104,30 @@ class Compiler:
     def forget(self, compiled: Compiled) -> None:
         """Do not use it again."""
         with self._lock:
-            self._kept.pop(compiled.form.lark, None)
+            for key in [key for key, kept in self._kept.items() if kept is compiled]:
+                del self._kept[key]
+
+    def _compile(
+        self, prompt: ChatPrompt, schemas: Mapping[str, Mapping[str, Any]]
+    ) -> Compiled | None:
+        table = self.table
+        dialect = Dialect(self._family, self._template, table.specials)
+        failure = ""
+        # The second way to look for problems takes as long as compiling does, so it comes last.
+        for problem in (objection, self._problem):
+            schemas = _enforceable(prompt, schemas, problem)
+            form = write_form(prompt, dialect, schemas)
+            if form is None:
+                log.info("strict tools are not enforced for the family %s", self._family)
+                return None
+            compiled = self._attempt(form)
+            if isinstance(compiled, Compiled):
+                return compiled
+            failure = compiled
+        raise InvalidRequest(
+            f"What this request asks for cannot be enforced: {failure}.",
+            param="response_format" if prompt.response_format.type != "text" else "tools",
+        )
 
     def _attempt(self, form: Form) -> Compiled | str:
         """The form, ready to use; or why it cannot be."""
@@ -159,53 +161,57 @@ class Compiler:
                 return "nothing finite satisfies it, or it is too complex"
         return Compiled(form, matcher, ending, len(path) if path else None)
 
-    def _enforceable(
-        self, prompt: ChatPrompt, schemas: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, Mapping[str, Any]]:
-        """The schemas, with any object in place of those that cannot be enforced and need not be:
-        the arguments of tools that are not strict."""
-        wanted = prompt.response_format
-        if wanted.schema is not None:
-            self._check(wanted.schema, "response_format.json_schema.schema")
-        found = dict(schemas)
-        for index, tool in enumerate(prompt.tools):
-            problem = self._problem(schemas[tool.name])
-            if problem is None and schemas[tool.name].get("type") != "object":
-                problem = "arguments are of the type object"
-            if problem is None:
-                continue
-            if tool.strict:
-                raise _refusal(_parameter(index), problem)
-            log.info("the arguments of a tool are not enforced: %s", problem)
-            found[tool.name] = ANY_OBJECT
-        return found
-
-    def _check(self, schema: Mapping[str, Any], at: str) -> None:
-        problem = self._problem(schema)
-        if problem is not None:
-            raise _refusal(at, problem)
-
     def _problem(self, schema: Mapping[str, Any]) -> str | None:
-        if found := objection(schema):
-            return found
+        """Why llguidance cannot enforce ``schema``."""
         text = json.dumps({**schema, "x-guidance": JSON_OPTIONS})
         grammar = LLMatcher.grammar_from_json_schema(text)
         error = LLMatcher.validate_grammar(grammar, self.table.inner, limits=_LIMITS)
         return _reason(error) if error and not error.startswith("WARNING") else None
 
 
-def _check_sizes(prompt: ChatPrompt, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+def _key(prompt: ChatPrompt, schemas: Mapping[str, Mapping[str, Any]]) -> str:
+    """All that a form depends on. Raises InvalidRequest for schemas that are too long."""
+    wanted = prompt.response_format
     parts = [(_parameter(i), schemas[tool.name]) for i, tool in enumerate(prompt.tools)]
-    if prompt.response_format.schema is not None:
-        parts.append(("response_format.json_schema.schema", prompt.response_format.schema))
+    if wanted.schema is not None:
+        parts.append((_ANSWER_SCHEMA, wanted.schema))
+    tools = [(tool.name, tool.strict) for tool in prompt.tools]
+    texts = [repr((tools, prompt.tool_choice, prompt.parallel_tool_calls, wanted.type))]
     total = 0
     for at, schema in parts:
         try:
-            total += len(json.dumps(schema))
+            texts.append(json.dumps(schema))
         except (ValueError, RecursionError, TypeError):
             raise _refusal(at, "it is no JSON, or nested too deeply") from None
+        total += len(texts[-1])
         if total > _LONGEST_SCHEMA:
             raise _refusal(at, f"schemas longer than {_LONGEST_SCHEMA} characters in all")
+    return "\n".join(texts)
+
+
+def _enforceable(
+    prompt: ChatPrompt,
+    schemas: Mapping[str, Mapping[str, Any]],
+    problem: Callable[[Mapping[str, Any]], str | None],
+) -> dict[str, Mapping[str, Any]]:
+    """The schemas, with any object in place of those that have a ``problem`` and need not be
+    enforced: the arguments of tools that are not strict."""
+    wanted = prompt.response_format.schema
+    if wanted is not None and (found := problem(wanted)):
+        raise _refusal(_ANSWER_SCHEMA, found)
+    enforceable = dict(schemas)
+    for index, tool in enumerate(prompt.tools):
+        schema = schemas[tool.name]
+        found = problem(schema)
+        if found is None and schema.get("type") != "object":
+            found = "arguments are of the type object"
+        if found is None:
+            continue
+        if tool.strict:
+            raise _refusal(_parameter(index), found)
+        log.info("the arguments of a tool are not enforced: %s", found)
+        enforceable[tool.name] = ANY_OBJECT
+    return enforceable
 
 
 def _parameter(index: int) -> str:

@@ -1,0 +1,10 @@
+"""Models fetched from the Hugging Face Hub into the model directory, when a request asks for one.
+
+The only package that knows the Hub. ``downloads`` is the part on the event loop, ``job`` the work
+on a thread, ``hub`` what the Hub says, ``transfer`` one file, ``selection`` which files and names.
+"""
+
+from mlx_router.downloads.downloads import Downloads
+from mlx_router.downloads.job import Rules
+
+__all__ = ["Downloads", "Rules"]
