@@ -10,15 +10,16 @@ from mlx_router.domain import ModelState
 
 # A model that others wait for keeps its place for a turn: for so many times as long as its load
 # took, so that swapping costs a bounded share of the time, and until so many answers are served, so
-# that it does not swap for each of them. Where an answer takes much longer than a load there is
-# little to be saved, and a minute is enough in any case: nobody is to wait for ever.
+# that it does not swap for each of them. Where answers take much longer than a load (and than two
+# seconds) there is little to be saved, and a minute is enough in any case: nobody waits for ever.
 TURN_LOADS = 3.0
 TURN_ANSWERS = 3
-LONGEST_TURN_LOADS = 12.0
+LONG_TURN_LOADS = 12.0
+LONG_TURN_SECONDS = 2.0
 LONGEST_TURN_SECONDS = 60.0
-# Idle within its turn, it is kept a moment for the next request of the same client, unless that was
-# slower to come the last time: for a share of what loading it again would cost, but long enough for
-# a client to read its answer and ask again, and not so long that a person would notice.
+# Idle within its turn, it is kept a moment for the next request of the same client, unless that one
+# took longer than the longest such moment the last time: for a share of what loading it again would
+# cost, but long enough for a client to read its answer and ask again.
 LINGER_LOADS = 0.25
 MIN_LINGER_SECONDS = 0.1
 MAX_LINGER_SECONDS = 1.0
@@ -128,16 +129,18 @@ class Slot:
     @property
     def turn_ends(self) -> float:
         """When it has to yield to others, if some wait; with more answers served it is sooner."""
-        loads = TURN_LOADS if self.served >= TURN_ANSWERS else LONGEST_TURN_LOADS
-        return self.ready_at + min(loads * self.load_seconds, LONGEST_TURN_SECONDS)
+        turn = TURN_LOADS * self.load_seconds
+        if self.served < TURN_ANSWERS:
+            turn = max(LONG_TURN_LOADS * self.load_seconds, LONG_TURN_SECONDS)
+        return self.ready_at + min(turn, LONGEST_TURN_SECONDS)
 
     @property
     def may_go_at(self) -> float:
         """When it may make room, if it stays idle."""
+        if self.pause is not None and self.pause > MAX_LINGER_SECONDS:
+            return self.last_used
         linger = LINGER_LOADS * self.load_seconds
         linger = min(max(linger, MIN_LINGER_SECONDS), MAX_LINGER_SECONDS)
-        if self.pause is not None and self.pause > linger:
-            return self.last_used
         return min(self.turn_ends, self.last_used + linger)
 
     @property
