@@ -46,6 +46,7 @@ from tests.api_support import (
     sse,
     started,
 )
+from tests.waiting import until
 
 PATH = "/v1/completions"
 
@@ -352,6 +353,4 @@ async def test_nothing_is_left_over_when_a_client_leaves() -> None:
         await one.text_with('"index":2')
         one.disconnect()
         await one.end()
-        async with asyncio.timeout(10):
-            while any(one.active for one in manager.status().loaded):  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await until(lambda: not any(one.active for one in manager.status().loaded))

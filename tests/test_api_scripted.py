@@ -22,6 +22,7 @@ from mlx_router.engine.scripted import ScriptedFactory, ScriptedOptions
 from mlx_router.errors import ModelLoadFailed
 from mlx_router.runtime.manager import MLXModelManager
 from tests.api_support import Exchange, serving, sse
+from tests.waiting import until
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "Hello there"}]
@@ -55,11 +56,9 @@ class Router:
 
     async def settles(self) -> None:
         """Wait until no request is active or queued anywhere."""
-        async with asyncio.timeout(10):
-            while any(  # noqa: ASYNC110  there is no event for it
-                one.active or one.waiting for one in self.manager.status().loaded
-            ):
-                await asyncio.sleep(0.005)
+        await until(
+            lambda: not any(one.active or one.waiting for one in self.manager.status().loaded)
+        )
 
 
 @asynccontextmanager

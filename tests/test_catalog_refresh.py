@@ -19,6 +19,7 @@ from mlx_router.memory.policy import MemoryPolicy
 from mlx_router.runtime import finder
 from tests.catalog_support import write_model
 from tests.test_manager import MB, Memory
+from tests.waiting import until
 
 
 @asynccontextmanager
@@ -138,5 +139,4 @@ async def test_the_list_of_models_is_right_though_nobody_asks(
     monkeypatch.setattr(finder, "_REFRESH_SECONDS", 0.01)
     async with serving(tmp_path) as manager:
         write_model(tmp_path / "model")
-        while [info.card.id for info in manager.models()] != ["model"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: [info.card.id for info in manager.models()] == ["model"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import re
@@ -486,10 +485,6 @@ def test_a_server_is_reached_at_the_address_of_its_config(
 
 # --- the real thing -------------------------------------------------------------------------
 
-WHOLE = all(
-    importlib.util.find_spec(name) for name in ("mlx_router.runtime.manager", "mlx_router.api.app")
-)
-
 
 @contextmanager
 def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
@@ -515,7 +510,6 @@ def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
         process.communicate()
 
 
-@pytest.mark.skipif(not WHOLE, reason="the manager or the app is not there yet")
 def test_it_serves_says_so_and_ends_with_code_0(tmp_path: Path) -> None:
     with serving(tmp_path, "--ip", "127.0.0.1", "-p", "0") as (process, url):
         assert httpx.get(f"{url}/health").status_code == 200

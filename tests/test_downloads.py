@@ -9,7 +9,8 @@ import signal
 import threading
 from collections import namedtuple
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -819,16 +820,26 @@ def test_a_streamed_answer_says_how_far_the_download_is(
         assert all(line.startswith("data: ") for line in rest)
 
 
+@contextmanager
+def downloading(
+    gate: Gate, models: Path, folder: Path
+) -> Iterator[tuple[ServerProcess, Future[httpx.Response]]]:
+    """A server that was asked for a model, and has got as far as the gate with its weights."""
+    with (
+        ServerProcess(folder, config=CONFIG, models=models) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        url = f"{server.url}/chat/completions"
+        asked = pool.submit(httpx.post, url, json=QUESTION, timeout=60)
+        assert gate.reached.wait(30)
+        yield server, asked
+
+
 def test_a_killed_server_goes_on_with_the_download_where_it_stopped(
     hub: HubServer, models: Path, tmp_path: Path
 ) -> None:
     gate = hub.gates[WEIGHTS] = Gate(HALF)
-    with (
-        ServerProcess(tmp_path, config=CONFIG, models=models) as server,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        lost = pool.submit(httpx.post, f"{server.url}/chat/completions", json=QUESTION, timeout=60)
-        assert gate.reached.wait(30)
+    with downloading(gate, models, tmp_path) as (server, lost):
         partial = (
             models / ".downloads" / MODEL.replace("/", "--") / COMMIT / f"{WEIGHTS}.incomplete"
         )
@@ -851,12 +862,7 @@ def test_a_server_that_is_told_to_end_does_not_wait_for_a_download(
     hub: HubServer, models: Path, tmp_path: Path
 ) -> None:
     gate = hub.gates[WEIGHTS] = Gate(HALF)
-    with (
-        ServerProcess(tmp_path, config=CONFIG, models=models) as server,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        asked = pool.submit(httpx.post, f"{server.url}/chat/completions", json=QUESTION, timeout=60)
-        assert gate.reached.wait(30)
+    with downloading(gate, models, tmp_path) as (server, asked):
         assert server.stop() == 0  # in less than the Gate would hold it
         assert asked.result().status_code == 503
         assert asked.result().json()["error"]["code"] == "shutting_down"

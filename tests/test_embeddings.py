@@ -19,7 +19,6 @@ import pytest
 from mlx_router import MLXModelManager, Settings
 from mlx_router.catalog.supported import installed
 from mlx_router.domain import ModelCard, ModelKind, TextPrompt
-from mlx_router.engine import device
 from mlx_router.engine import embedding as engine_module
 from mlx_router.engine.embedding import EmbeddingEngine
 from mlx_router.errors import (
@@ -35,8 +34,8 @@ from mlx_router.errors import (
 from mlx_router.runtime.embedding import MAX_OPEN, EmbeddingRequest
 from tests.embedding_models import HIDDEN, POSITIONS, make_embedding_model, write_pooling
 from tests.models import make_model
-from tests.test_loading import leave_an_error, on_thread
-from tests.test_manager import until
+from tests.test_loading import check_closing_after_an_error
+from tests.waiting import until
 
 KINDS = ("bert", "xlm-roberta", "qwen3-embedding")
 TEXTS = [
@@ -412,22 +411,9 @@ async def test_an_engine_that_dies_is_loaded_again(
 def test_closing_is_not_stopped_by_an_error_that_nobody_has_looked_at(
     embedding_models: Path,
 ) -> None:
-    """And what may have suffered from it is not handed on."""
-    used: list[mx.Stream] = []
     folder = next(path.parent for path in embedding_models.rglob("bert*/config.json"))
-
-    def close() -> None:
-        before = mx.get_active_memory()
-        card = ModelCard(id="bert", path=folder, kind=ModelKind.EMBEDDING, architecture="bert")
-        engine = EmbeddingEngine(card)
-        engine.load()
-        used.append(mx.default_stream(mx.cpu))
-        leave_an_error()
-        engine.close()
-        assert mx.get_active_memory() <= before
-
-    on_thread(close)
-    assert used[0] not in device._idle_streams
+    card = ModelCard(id="bert", path=folder, kind=ModelKind.EMBEDDING, architecture="bert")
+    check_closing_after_an_error(EmbeddingEngine(card))
 
 
 async def test_a_small_request_need_not_wait_for_all_of_a_large_one(

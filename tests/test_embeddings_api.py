@@ -35,7 +35,7 @@ from tests.api_support import Exchange, FakeManager, client_for
 from tests.embedding_models import HIDDEN, POSITIONS
 from tests.server import ServerProcess
 from tests.test_embeddings import TEXTS, Gate, active
-from tests.test_manager import until
+from tests.waiting import until
 
 PATH = "/v1/embeddings"
 

@@ -25,7 +25,7 @@ from mlx_lm.utils import load_model
 from mlx_router import MLXModelManager, Settings
 from mlx_router.domain import ModelCard, ModelKind
 from mlx_router.engine import device
-from mlx_router.engine.base import BatchTrial, Job, LoadedModel, Sampling
+from mlx_router.engine.base import BatchTrial, Engine, Job, LoadedModel, Sampling
 from mlx_router.engine.batch import BatchRunner
 from mlx_router.engine.loading import dismantle, load_error, weight_bytes
 from mlx_router.engine.scripted import ScriptedCodec, ScriptedFactory, ScriptedOptions
@@ -423,13 +423,13 @@ def test_buffers_that_others_reuse_are_dropped_once_for_100_mb(
     assert len(cleared) == 2
 
 
-def test_closing_is_not_stopped_by_an_error_that_nobody_has_looked_at(tiny_models: Path) -> None:
-    """And what may have suffered from it is not handed on."""
+def check_closing_after_an_error(engine: Engine) -> None:
+    """An error that nobody has looked at does not stop it, and what may have suffered from it is
+    not handed on."""
     used: list[mx.Stream] = []
 
     def close() -> None:
         before = mx.get_active_memory()
-        engine = TextEngine(card(tiny_models / "tiny" / "llama"))
         engine.load()
         used.append(mx.default_stream(mx.cpu))
         leave_an_error()
@@ -438,6 +438,10 @@ def test_closing_is_not_stopped_by_an_error_that_nobody_has_looked_at(tiny_model
 
     on_thread(close)
     assert used[0] not in device._idle_streams
+
+
+def test_closing_is_not_stopped_by_an_error_that_nobody_has_looked_at(tiny_models: Path) -> None:
+    check_closing_after_an_error(TextEngine(card(tiny_models / "tiny" / "llama")))
     assert loaded(tiny_models / "tiny" / "llama", None).batches
 
 

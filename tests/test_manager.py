@@ -7,7 +7,7 @@ import gc
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,6 +38,7 @@ from mlx_router.errors import (
 from mlx_router.memory.monitor import ResourceMonitor
 from mlx_router.memory.policy import MemoryPolicy
 from mlx_router.memory.probe import MemorySnapshot
+from tests.waiting import until
 
 MB = 10**6
 
@@ -94,12 +95,6 @@ async def collect(manager: MLXModelManager, request: GenerationRequest) -> list[
 
 def text_of(events: list[GenerationEvent], index: int = 0) -> str:
     return "".join(e.content for e in events if isinstance(e, Delta) and e.index == index)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  (there is no event to wait for)
-            await asyncio.sleep(0.002)
 
 
 # --- events ---------------------------------------------------------------------------------

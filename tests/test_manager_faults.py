@@ -15,7 +15,8 @@ from mlx_router.engine.scripted_text import ScriptedCodec, ScriptedDetokenizer
 from mlx_router.errors import EngineFailed, InvalidRequest, ModelLoadFailed, Unavailable
 from mlx_router.runtime import core, residents
 from mlx_router.runtime.limits import decide_max_tokens
-from tests.test_manager import chat, collect, start, text_of, until
+from tests.test_manager import chat, collect, start, text_of
+from tests.waiting import until
 
 
 async def test_requests_that_meet_a_dying_engine_get_an_error_or_a_new_one() -> None:

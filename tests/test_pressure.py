@@ -7,7 +7,7 @@ import gc
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -29,6 +29,7 @@ from mlx_router.errors import ModelLoadFailed
 from mlx_router.memory import MemoryPolicy, MemorySnapshot, ResourceMonitor
 from mlx_router.scheduling import scheduler
 from tests.api_support import Exchange, sse
+from tests.waiting import until
 
 MB, GB = 2**20, 2**30
 USER = [{"role": "user", "content": "Hello?"}]
@@ -126,15 +127,10 @@ class Router:
     def loaded(self) -> set[str]:
         return {info.id for info in self.manager.status().loaded}
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():  # noqa: ASYNC110  (there is no event to wait for)
-                await asyncio.sleep(0.002)
-
     async def looks(self, times: int = 10) -> None:
         """Wait until the scheduler has looked at the memory so many times."""
         target = self.machine.reads + times
-        await self.until(lambda: self.machine.reads >= target)
+        await until(lambda: self.machine.reads >= target)
 
 
 @asynccontextmanager
@@ -225,12 +221,12 @@ async def test_a_running_answer_keeps_its_limit_and_its_model() -> None:
         assert (await router.ask("one")).status_code == 200
         router.gate.clear()
         running = router.stream("one")
-        await router.until(lambda: router.manager.status().loaded[0].active == 1)
+        await until(lambda: router.manager.status().loaded[0].active == 1)
         router.machine.leave(1)
         await router.looks()
         assert router.loaded() == {"one"}
         newcomer = asyncio.create_task(router.ask("one"))
-        await router.until(lambda: router.manager.status().loaded[0].active == 2)
+        await until(lambda: router.manager.status().loaded[0].active == 2)
         router.gate.set()
         assert sse(await running.end())[-1]["usage"]["completion_tokens"] == 350
         assert (await newcomer).json()["usage"]["completion_tokens"] == LIMITS["critical"]
@@ -241,7 +237,7 @@ async def test_under_critical_pressure_loads_are_refused_and_answers_go_on() -> 
         assert (await router.ask("one")).status_code == 200
         router.gate.clear()
         running = router.stream("one")
-        await router.until(lambda: router.manager.status().loaded[0].active == 1)
+        await until(lambda: router.manager.status().loaded[0].active == 1)
         router.machine.leave(2.5)  # two would fit, even without what one holds
         refused = await router.ask("two")
         assert refused.status_code == 503
@@ -254,7 +250,7 @@ async def test_under_critical_pressure_loads_are_refused_and_answers_go_on() -> 
         router.gate.set()
         assert sse(await running.end())[-1]["usage"]["completion_tokens"] == 350
         router.machine.swap_used = 95  # the system, too, is critically short now
-        await router.until(lambda: not router.loaded())
+        await until(lambda: not router.loaded())
         router.machine.swap_used = 0
         router.machine.leave(4.1)  # not yet: it could be below 4 again in a moment
         assert (await router.ask("two")).status_code == 503
@@ -294,11 +290,11 @@ async def test_idle_models_go_the_least_recently_used_first(
         await router.looks()
         assert router.loaded() == {"one", "two", "three"}, "moderate pressure unloads nothing"
         router.machine.leave(0.5)  # critical even when all of them are gone
-        await router.until(lambda: router.loaded() == {"three"})
+        await until(lambda: router.loaded() == {"three"})
         await router.looks()
         assert router.loaded() == {"three"}, "the latest one stays for as long as the system copes"
         router.machine.swap_used = 95
-        await router.until(lambda: not router.loaded())
+        await until(lambda: not router.loaded())
     gone = [record.getMessage() for record in caplog.records if "unloaded" in record.message]
     assert gone == ["unloaded one", "unloaded two", "unloaded three"]
 
@@ -312,7 +308,7 @@ async def test_caches_are_dropped_when_memory_runs_short(monkeypatch: pytest.Mon
         await router.looks()
         assert engine.caches_dropped == 0
         router.machine.leave(5)
-        await router.until(lambda: engine.caches_dropped == 1)
+        await until(lambda: engine.caches_dropped == 1)
         await router.looks()
         assert engine.caches_dropped == 1, "once in a while, not at every look"
         assert router.loaded() == {"one"}
@@ -322,7 +318,7 @@ async def test_the_latest_model_stays_under_high_pressure() -> None:
     async with routing() as router:
         await load(router, "one", "two", "three")
         router.machine.leave(4.5 - 2)  # 4.5 when the other two are gone: still high
-        await router.until(lambda: router.loaded() == {"three"})
+        await until(lambda: router.loaded() == {"three"})
         await router.looks()
         assert router.manager.status().pressure is Pressure.HIGH
         assert router.loaded() == {"three"}
@@ -332,7 +328,7 @@ async def test_no_more_models_go_than_it_takes() -> None:
     async with routing() as router:
         await load(router, "one", "two", "three")
         router.machine.leave(5.9)  # one of them more, and it is moderate
-        await router.until(lambda: router.loaded() == {"two", "three"})
+        await until(lambda: router.loaded() == {"two", "three"})
         await router.looks()
         assert router.manager.status().pressure is Pressure.MODERATE
         assert router.loaded() == {"two", "three"}
@@ -342,7 +338,7 @@ async def test_pinned_models_stay_whatever_the_pressure() -> None:
     async with routing("one", "three") as router:
         await load(router, "one", "two", "three")
         router.machine.leave(0.5)
-        await router.until(lambda: router.loaded() == {"one", "three"})
+        await until(lambda: router.loaded() == {"one", "three"})
         await router.looks()
         assert router.manager.status().pressure is Pressure.CRITICAL
         assert router.loaded() == {"one", "three"}

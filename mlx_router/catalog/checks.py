@@ -86,8 +86,10 @@ def check_config(folder: ModelFolder, config: Mapping[str, Any], text: Mapping[s
             raise Problem(f"config.json is broken: {name} is out of range")
 
 
-def check_own_code(folder: ModelFolder, config: Mapping[str, Any]) -> None:
-    """That nothing in the folder asks for Python code of its own to be run."""
+def check_own_code(folder: ModelFolder, config: Mapping[str, Any], *, trusted: bool) -> None:
+    """That nothing in the folder asks for Python code of its own to be run, unless it may."""
+    if trusted:
+        return
     _refuse_own_code("config.json", config)
     for name in _OWN_CODE_FILES:
         _refuse_own_code(name, folder.read_json(name) or {})
@@ -106,8 +108,12 @@ def _refuse_own_code(name: str, settings: Mapping[str, Any]) -> None:
                 )
 
 
-def check_architecture(kind: ModelKind, config: Mapping[str, Any], libraries: Supported) -> None:
-    """That an installed library can build the model."""
+def check_architecture(
+    kind: ModelKind, config: Mapping[str, Any], libraries: Supported, *, trusted: bool
+) -> None:
+    """That an installed library can build the model, or its own code, which it may run."""
+    if trusted and config.get("model_file"):
+        return
     text, vision = libraries.text, libraries.vision
     if vision.supports(config) if kind is ModelKind.VISION else text.supports(config):
         return

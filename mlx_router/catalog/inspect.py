@@ -102,12 +102,13 @@ def _inspect(
             problems.append(refused)
     weights = None
     if not problems:
-        if not trust_remote_code:
-            attempt(lambda: checks.check_own_code(folder, config), None)
+        attempt(lambda: checks.check_own_code(folder, config, trusted=trust_remote_code), None)
         attempt(lambda: checks.check_config(folder, config, text_config(config)), None)
     if not problems:
-        if not (trust_remote_code and config.get("model_file")):
-            attempt(lambda: checks.check_architecture(kind, config, libraries), None)
+        attempt(
+            lambda: checks.check_architecture(kind, config, libraries, trusted=trust_remote_code),
+            None,
+        )
         any_name = kind is not ModelKind.TEXT
         weights = attempt(lambda: inspect_weights(folder, config, any_name=any_name), None)
         attempt(lambda: checks.check_tokenizer(folder), None)

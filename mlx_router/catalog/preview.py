@@ -15,12 +15,10 @@ def problem_before_weights(path: Path, model_id: str, *, trust_remote_code: bool
     folder, libraries = ModelFolder.scan(path), supported.installed()
     try:
         config = folder.read_json("config.json") or {}
-        if not trust_remote_code:
-            checks.check_own_code(folder, config)
+        checks.check_own_code(folder, config, trusted=trust_remote_code)
         checks.check_config(folder, config, text_config(config))
         kind = checks.kind_of(folder, config, model_id, libraries)
-        if not (trust_remote_code and config.get("model_file")):
-            checks.check_architecture(kind, config, libraries)
+        checks.check_architecture(kind, config, libraries, trusted=trust_remote_code)
         checks.check_tokenizer(folder)
     except Problem as problem:
         return str(problem)

@@ -66,7 +66,12 @@ def urls(listener: socket.socket) -> list[str]:
         hosts = ["127.0.0.1", *filter(None, [_address_in_the_network()])]
     else:
         hosts = [host]
-    return [f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}" for name in hosts]
+    return [base_url(name, port) for name in hosts]
+
+
+def base_url(host: str, port: int) -> str:
+    """``http://host:port``, with the brackets that an IPv6 address needs."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _address_in_the_network() -> str | None:

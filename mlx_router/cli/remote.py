@@ -11,11 +11,12 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
+from mlx_router.cli.address import base_url
 from mlx_router.cli.parser import Parser
 from mlx_router.errors import RouterError
 
 TIMEOUT_SECONDS = 60.0
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  listened on, not asked
 
 
 class ServerRefused(RouterError):
@@ -57,10 +58,8 @@ class Remote:
 
         server = load_settings(arguments.config, overrides(arguments)).server
         host = _ANY_ADDRESS.get(server.ip, server.ip)
-        if ":" in host:
-            host = f"[{host}]"
         key = arguments.api_key or next(iter(server.api_keys.values()), None)
-        return cls(arguments.url or f"http://{host}:{server.port}", key)
+        return cls(arguments.url or base_url(host, server.port), key)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON that the server answers. Raises ServerRefused."""

@@ -17,19 +17,9 @@ from functools import partial
 
 from mlx_router.catalog.catalog import Catalog
 from mlx_router.config.settings import Settings
-from mlx_router.domain import (
-    GenerationEvent,
-    GenerationRequest,
-    ModelCard,
-    ModelState,
-    Prompt,
-)
+from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard, ModelState, Prompt
 from mlx_router.engine.base import EngineFactory
-from mlx_router.errors import (
-    ModelNotFound,
-    RouterError,
-    ShuttingDown,
-)
+from mlx_router.errors import ModelNotFound, RouterError, ShuttingDown
 from mlx_router.memory.monitor import ResourceMonitor
 from mlx_router.runtime.admission import check_ability, make_plan
 from mlx_router.runtime.budget import MemoryBudget
@@ -39,9 +29,7 @@ from mlx_router.runtime.embedding import EmbeddingRequest, Embeddings, embed, fi
 from mlx_router.runtime.finder import Finder
 from mlx_router.runtime.fleet import Fleet
 from mlx_router.runtime.generation import Plan, run
-from mlx_router.runtime.limits import (
-    check_request,
-)
+from mlx_router.runtime.limits import check_request
 from mlx_router.runtime.readahead import ReadAhead
 from mlx_router.runtime.resident import Resident
 from mlx_router.runtime.summarize import within_context

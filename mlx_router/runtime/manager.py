@@ -30,7 +30,7 @@ from mlx_router.runtime.build import (
 from mlx_router.runtime.chat import ChatOptions, ChatResult, Messages, collect, make_request
 from mlx_router.runtime.core import Core
 from mlx_router.runtime.embedding import EmbeddingRequest, Embeddings, Text
-from mlx_router.runtime.reports import model_info, router_status
+from mlx_router.runtime.reports import model_infos, router_status
 from mlx_router.runtime.status import ModelInfo, RouterStatus
 
 log = logging.getLogger(__name__)
@@ -221,13 +221,13 @@ class MLXModelManager:
 
     def models(self) -> list[ModelInfo]:
         """Every model found, with its state."""
-        return self._bridge.call(lambda: [self._info(card) for card in self.cards()])
+        return self._bridge.call(lambda: self._infos(self.cards()))
 
     def model(self, name: str) -> ModelInfo:
         """One model, by id, alias or short name. Raises ModelNotFound."""
         if self._core is None:
             self._catalog.refresh()
-        return self._bridge.call(lambda: self._info(self._catalog.resolve(name)))
+        return self._bridge.call(lambda: self._infos([self._catalog.resolve(name)])[0])
 
     def status(self) -> RouterStatus:
         """Health, memory and what is loaded."""
@@ -342,7 +342,7 @@ class MLXModelManager:
         core = await self._started()
         card = await core.finder.find(name)
         async with core.lease(card, self.settings.defaults.timeout, answers=False):
-            return self._info(card)
+            return self._infos([card])[0]
 
     async def _unload(self, name: str) -> None:
         core = await self._started()
@@ -396,5 +396,5 @@ class MLXModelManager:
         elif self._core is not None:  # its loop is gone, and only the threads are left
             self._core.fleet.end_threads()
 
-    def _info(self, card: ModelCard) -> ModelInfo:
-        return model_info(card, self._core, self.settings, self._monitor)
+    def _infos(self, cards: list[ModelCard]) -> list[ModelInfo]:
+        return model_infos(cards, self._core, self.settings, self._monitor)

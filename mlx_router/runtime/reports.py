@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from mlx_router.config.settings import Settings
 from mlx_router.domain import ModelCard, ModelState
@@ -14,22 +15,56 @@ from mlx_router.runtime.status import LoadedInfo, ModelInfo, RouterStatus
 from mlx_router.version import __version__
 
 
-def model_info(
-    card: ModelCard, core: Core | None, settings: Settings, monitor: ResourceMonitor
-) -> ModelInfo:
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What the answers for all models share. ``reclaimable``: bytes that idle models would free."""
+
+    core: Core | None
+    budget: MemoryBudget
+    reclaimable: int
+
+    @classmethod
+    def of(cls, core: Core | None, monitor: ResourceMonitor) -> _Moment:
+        occupied = core.fleet.occupied() if core is not None else []
+        reclaimable = sum(s.gives_back for s in occupied if s.idle and not s.pinned)
+        return cls(core, MemoryBudget.of(monitor), reclaimable)
+
+    def state(self, card: ModelCard) -> ModelState:
+        if not card.usable:
+            return ModelState.UNUSABLE
+        return self.core.fleet.state(card.id) if self.core is not None else ModelState.UNLOADED
+
+    def can_load(self, card: ModelCard) -> tuple[bool, str]:
+        """Whether it could be loaded now, or is; and a reason."""
+        if card.problem is not None:
+            return False, card.problem
+        if self.state(card) is ModelState.READY:
+            return True, "loaded"
+        refusal = self.budget.refusal(card.required_bytes, self.reclaimable)
+        return refusal is None, refusal or "it fits"
+
+
+def model_infos(
+    cards: list[ModelCard], core: Core | None, settings: Settings, monitor: ResourceMonitor
+) -> list[ModelInfo]:
+    """What there is to tell of these models, at one moment."""
+    moment = _Moment.of(core, monitor)
+    return [_model_info(card, moment, settings) for card in cards]
+
+
+def _model_info(card: ModelCard, moment: _Moment, settings: Settings) -> ModelInfo:
     entry, limits = settings.for_model(card.id), token_limits(card, settings)
-    state = _state(card, core)
-    can_load, reason = _can_load(card, state, core, monitor)
-    slot = core.fleet.slot(card.id) if core is not None else None
+    can_load, reason = moment.can_load(card)
+    slot = moment.core.fleet.slot(card.id) if moment.core is not None else None
     last_used = None
     if slot is not None and slot.last_used:
         last_used = time.time() - (time.monotonic() - slot.last_used)
     return ModelInfo(
         card=card,
-        state=state,
+        state=moment.state(card),
         max_tokens=model_max_tokens(card, settings),
         token_limits=limits,
-        max_tokens_now=limits.at(monitor.pressure()),
+        max_tokens_now=limits.at(moment.budget.pressure),
         chat_template=entry.chat_template,
         can_load_now=can_load,
         load_status_reason=reason,
@@ -57,7 +92,8 @@ def router_status(
             )
             for slot in core.fleet.occupied()
         ]
-    pressure, memory, policy = monitor.pressure(), monitor.snapshot(), monitor.policy
+    moment = _Moment.of(core, monitor)
+    pressure, memory, policy = moment.budget.pressure, moment.budget.snapshot, moment.budget.policy
     recommended = policy.recommended_model(cards, memory, pressure)
     return RouterStatus(
         version=__version__,
@@ -69,27 +105,5 @@ def router_status(
         loaded=loaded,
         memory=memory,
         recommended_model=recommended.id if recommended is not None else None,
-        can_load_models=[
-            card.id for card in cards if _can_load(card, _state(card, core), core, monitor)[0]
-        ],
+        can_load_models=[card.id for card in cards if moment.can_load(card)[0]],
     )
-
-
-def _state(card: ModelCard, core: Core | None) -> ModelState:
-    if not card.usable:
-        return ModelState.UNUSABLE
-    return core.fleet.state(card.id) if core is not None else ModelState.UNLOADED
-
-
-def _can_load(
-    card: ModelCard, state: ModelState, core: Core | None, monitor: ResourceMonitor
-) -> tuple[bool, str]:
-    if card.problem is not None:
-        return False, card.problem
-    if state is ModelState.READY:
-        return True, "loaded"
-    idle = 0
-    if core is not None:
-        idle = sum(s.gives_back for s in core.fleet.occupied() if s.idle and not s.pinned)
-    refusal = MemoryBudget.of(monitor).refusal(card.required_bytes, idle)
-    return refusal is None, refusal or "it fits"

@@ -193,7 +193,8 @@ class Scheduler:
             for position, slot in enumerate(queue, start=1):
                 effects += self._bring_in(slot, now)
                 if slot.wants_load:  # the one who came first gets the next room
-                    effects += self._pass_by(slot, queue[position:], now)
+                    if queue[position:]:
+                        effects += self._pass_by(slot, queue[position:], now)
                     break
         for slot in self._slots.values():
             effects += self._grants(slot, now)
