@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "parsing": {"config"},
     "telemetry": {"config"},
     "downloads": {"catalog"},
+    "media": {"config"},
     "engine": {"prompt"},
     "runtime": {
         "config",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
         "parsing",
         "engine",
         "downloads",
+        "media",
     },
     "api": {"runtime", "config", "telemetry", "memory"},
 }
@@ -59,6 +61,10 @@ ONLY_IN = {
     "jinja2": {"prompt"},
     "rich": {"cli"},
     "huggingface_hub": {"downloads"},
+    "PIL": {"media", "engine"},
+    "httpcore": {"media"},
+    "pdf2image": {"media"},
+    "pypdfium2": {"media"},
 }
 
 

@@ -28,7 +28,7 @@ _NEXT_LOAD_OF_MODEL = {
     *("path", "adapter_path", "draft_model", "chat_template", "trust_remote_code"),
     *("context_length", "supports_tools", "supports_vision", "required_memory_gb"),
 }
-_SECTIONS = ("defaults", "server", "groups", "models")
+_SECTIONS = ("defaults", "server", "media", "groups", "models")
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ _EXAMPLE_MODEL = {
 _TABLES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("`defaults`", ("defaults",), ()),
     ("`server`", ("server",), ()),
+    ("`media`", ("media",), ()),
     ('`groups`: `{"name": {...}}`', ("groups", "NAME"), ()),
     ('`models`: `{"org/name": {...}}`', ("models", "NAME"), PENDING_MODEL),
     (

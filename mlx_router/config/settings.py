@@ -25,6 +25,7 @@ from mlx_router.config.fields import (
     Tokens,
     expand,
 )
+from mlx_router.config.media import MediaSettings
 from mlx_router.domain import ContextOverflow, Pressure, SamplingOptions
 
 
@@ -309,6 +310,9 @@ class Settings(Section):
     )
     server: ServerSettings = Field(
         default_factory=lambda: ServerSettings(), description="The HTTP server."
+    )
+    media: MediaSettings = Field(
+        default_factory=lambda: MediaSettings(), description="Images and PDFs of requests."
     )
     groups: dict[Text, GroupSettings] = Field(
         default_factory=dict, description="Limits that several models share, by the group's name."
