@@ -325,17 +325,20 @@ def ask_in_turn(
 @dataclass(frozen=True, slots=True)
 class Watched:
     """Seconds between the pieces of a stream: ``before`` another request was sent, and while that
-    one ``waited``, so many seconds, until its model was there."""
+    one ``waited``, so many seconds."""
 
     before: list[float]
     meanwhile: list[float]
     waited: float
 
 
-def watch_stream(port: int, stream: bytes, other: bytes, pieces: int, timeout: float) -> Watched:
-    """Ask for a long stream and, when it has come in so many pieces, for something else. The
-    stream is cut off when the other answer is complete. Blocks; raises LoadError if the stream
-    ends before. Our server only: it says how long a request waited."""
+def watch_stream(
+    port: int, stream: bytes, other: bytes, pieces: int, timeout: float, *, queued: bool
+) -> Watched:
+    """Ask for a long stream and, when it has come in so many pieces, for something else, which
+    waits for its first text, or, if ``queued``, for its model (our server only: it says how long).
+    The stream is cut off when the other answer is complete. Blocks; raises LoadError if the stream
+    ends before."""
 
     async def run() -> Watched:
         watched, asking = await _connect(port), await _connect(port)
@@ -347,11 +350,12 @@ def watch_stream(port: int, stream: bytes, other: bytes, pieces: int, timeout: f
             if streaming.done():
                 raise LoadError("the stream ended before the other answer came")
             streaming.cancel()
-            parse_answer(sent, answer)  # says what is wrong
-            stated = re.search(rb'"queue_ms": ?([0-9.]+)', b"".join(data for _, data in answer))
-            if stated is None:
-                raise LoadError("the answer does not say how long it waited")
-            waited = float(stated[1]) / 1e3
+            waited = parse_answer(sent, answer).first
+            if queued:
+                stated = re.search(rb'"queue_ms": ?([0-9.]+)', b"".join(data for _, data in answer))
+                if stated is None:
+                    raise LoadError("the answer does not say how long it waited")
+                waited = float(stated[1]) / 1e3
             # The first piece is the head of the answer, and comes long before any token.
             gaps = list(itertools.pairwise(watched.arrivals[1:]))
             return Watched(

@@ -120,7 +120,9 @@ def stall(folder: Path, say: Say, plan: Plan, openblas: str | None) -> list[Resu
             _forget(sorted((lab.models / f"big-{turn % 2}").glob("*.safetensors")))
             stream = lab.body("small", CONTEXT_LENGTH - 4 * _WORDS)
             other = lab.body(f"big-{turn % 2}", 2)
-            seen = watch_stream(lab.subject.port, stream, other, _STEPS_BEFORE, _MINUTES)
+            seen = watch_stream(
+                lab.subject.port, stream, other, _STEPS_BEFORE, _MINUTES, queued=True
+            )
             longest.append(1e3 * max(seen.meanwhile))
             steps.append(1e3 * median(seen.before))
             waits.append(seen.waited)

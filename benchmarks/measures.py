@@ -33,6 +33,7 @@ GROUPS = {
     "overhead": "Requests with one token (scripted engine)",
     "swap": "Two models, memory for one",
     "load": "Loading a model",
+    "vision": "Chats about images",
 }
 NEED_MODEL = ("decode", "aggregate", "ttft")
 
@@ -64,6 +65,8 @@ class Plan:
     swap_rounds: int = 3
     big_shape: Shape = BIG
     big_rounds: int = 5
+    image_side: int = 448
+    image_rounds: int = 5
 
 
 QUICK = Plan(
@@ -84,6 +87,8 @@ QUICK = Plan(
     swap_rounds=2,
     big_shape=SMALL,
     big_rounds=2,
+    image_side=64,
+    image_rounds=2,
 )
 
 

@@ -19,6 +19,7 @@ from benchmarks.processes import find_openblas
 from benchmarks.report import Result, failed
 from benchmarks.subjects import Contest, contest
 from benchmarks.swap import swap
+from benchmarks.vision import vision
 
 T = TypeVar("T")
 
@@ -68,6 +69,7 @@ class Suite:
                     ("efficiency", partial(efficiency, plan=plan, openblas=self._openblas)),
                     ("a stream meanwhile", partial(stall, plan=plan, openblas=self._openblas)),
                 ],
+                "vision": [("turns and gaps", partial(vision, plan=plan, openblas=self._openblas))],
             }
             for group in groups:
                 for name, measure in alone.get(group, ()):

@@ -27,6 +27,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+# What brings mlx-vlm, and all else that images, PDFs and embedding models need.
+INSTALL_VISION = "`uv sync --extra vision` in a clone, or `uv tool install '.[vision]'`"
+
 
 class RouterError(Exception):
     """Any error that MLX Router reports.

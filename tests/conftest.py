@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +13,9 @@ from tests.embedding_models import make_embedding_model
 from tests.engine_support import Driver
 from tests.models import ARCHITECTURES, make_model
 from tests.server import ServerProcess
+
+if TYPE_CHECKING:
+    from tests.vision_support import Sight
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,3 +89,56 @@ def drive() -> Iterator[Callable[[Path], Driver]]:
     yield start
     for driver in drivers:
         driver.close()
+
+
+# What the following need takes seconds to import: it is imported when a test asks for it.
+
+
+@pytest.fixture(scope="session")
+def vision_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small random-weight model of an architecture that sees."""
+    from tests.vision_models import make_vision_model
+
+    home = tmp_path_factory.mktemp("vision")
+
+    def folder(kind: str) -> Path:
+        if not (home / kind).exists():
+            make_vision_model(kind, home / kind)
+        return home / kind
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vision_sights(vision_folders: Callable[[str], Path]) -> Iterator[Callable[[str], Sight]]:
+    """Models that see, one of each architecture for a file; each time without kept prompts."""
+    from tests.vision_support import BALL, BOX, Sight, user
+
+    loaded: dict[str, Sight] = {}
+
+    def get(kind: str) -> Sight:
+        if kind not in loaded:
+            loaded[kind] = Sight(vision_folders(kind))
+            loaded[kind].run(loaded[kind].job(user(BOX, BALL, "warm")))
+        loaded[kind].reset()
+        return loaded[kind]
+
+    yield get
+    for sight in loaded.values():
+        sight.close()
+
+
+@pytest.fixture
+def vision_sight_of(vision_folders: Callable[[str], Path]) -> Iterator[Callable[..., Sight]]:
+    """Models that see, with options of their own."""
+    from tests.vision_support import Sight
+
+    loaded: list[Sight] = []
+
+    def load(kind: str, **options: Any) -> Sight:
+        loaded.append(Sight(vision_folders(kind), **options))
+        return loaded[-1]
+
+    yield load
+    for sight in loaded:
+        sight.close()

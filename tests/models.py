@@ -34,7 +34,7 @@ VOCAB_SIZE = 512  # of the model; the tokenizer has a few ids less, as padded re
 SLIDING_WINDOW = 32  # of gemma3_text: a test that generates 40 tokens crosses it
 CONTEXT_LENGTH = 2048
 
-_HIDDEN = 64
+HIDDEN = 64  # the size of the hidden state
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _ADDED = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 _EOS_ID = _SPECIAL.index("<|im_end|>")
@@ -117,12 +117,12 @@ def make_model(
         make_model(kind, plain, dtype=dtype, seed=seed, changes=changes)
         return _into_hf_cache(plain, folder, repo_id)
     folder.mkdir(parents=True, exist_ok=True)
-    suppressed = _write_tokenizer(folder, template_file=kind in ("qwen3", "gemma3_text", "sharded"))
+    suppressed = write_tokenizer(folder, template_file=kind in ("qwen3", "gemma3_text", "sharded"))
     config = _config(kind) | dict(changes or {})
     weights, config = _weights(config, suppressed, dtype, seed, quantized=kind == "quantized")
-    _write_weights(folder, weights, shards=3 if kind == "sharded" else 1)
-    _write_json(folder / "config.json", config)
-    _write_json(
+    write_weights(folder, weights, shards=3 if kind == "sharded" else 1)
+    write_json(folder / "config.json", config)
+    write_json(
         folder / "generation_config.json",
         {"eos_token_id": [_EOS_ID, 0], "temperature": 0.6, "top_p": 0.95, "top_k": 20},
     )
@@ -131,7 +131,7 @@ def make_model(
 
 def _config(kind: str) -> dict[str, Any]:
     common: dict[str, Any] = {
-        "hidden_size": _HIDDEN,
+        "hidden_size": HIDDEN,
         "num_hidden_layers": 2,
         "intermediate_size": 128,
         "num_attention_heads": 4,
@@ -192,7 +192,7 @@ def _weights(
     # A key of its own: the caller's random state stays as it is.
     keys = iter(mx.random.split(mx.random.key(seed), 4096))
     tree = [
-        (name, _random_weight(name, value, next(keys), suppressed, gemma=gemma))
+        (name, random_weight(name, value, next(keys), suppressed, gemma=gemma))
         for name, value in tree_flatten(model.parameters())
     ]
     model.update(tree_unflatten(tree))
@@ -202,7 +202,7 @@ def _weights(
     return dict(tree_flatten(model.parameters())), config
 
 
-def _random_weight(name: str, value: Any, key: Any, suppressed: list[int], *, gemma: bool) -> Any:
+def random_weight(name: str, value: Any, key: Any, suppressed: list[int], *, gemma: bool) -> Any:
     """A random value for one parameter; dimension 0 of the hidden state is kept constant."""
     import mlx.core as mx
 
@@ -219,9 +219,9 @@ def _random_weight(name: str, value: Any, key: Any, suppressed: list[int], *, ge
     weight = mx.random.normal(value.shape, key=key)
     if part == "embed_tokens":
         weight[:, 0] = 2.0
-        return weight / _HIDDEN**0.5 if gemma else weight  # Gemma multiplies by this root
+        return weight / HIDDEN**0.5 if gemma else weight  # Gemma multiplies by this root
     if part == "lm_head":
-        weight = weight * (_LOGIT_STD / _HIDDEN**0.5)
+        weight = weight * (_LOGIT_STD / HIDDEN**0.5)
         weight[:, 0] = 0.0
         weight[mx.array(suppressed), 0] = -_SUPPRESSION
         return weight
@@ -234,7 +234,8 @@ def _random_weight(name: str, value: Any, key: Any, suppressed: list[int], *, ge
     return weight
 
 
-def _write_weights(folder: Path, weights: dict[str, Any], shards: int) -> None:
+def write_weights(folder: Path, weights: dict[str, Any], shards: int = 1) -> None:
+    """Write ``weights`` to safetensors files, in MLX's layout."""
     import mlx.core as mx
 
     names = sorted(weights)
@@ -251,11 +252,23 @@ def _write_weights(folder: Path, weights: dict[str, Any], shards: int) -> None:
             "metadata": {"total_size": sum(value.nbytes for value in weights.values())},
             "weight_map": {name: files[i % shards] for i, name in enumerate(names)},
         }
-        _write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_tokenizer(folder: Path, *, template_file: bool) -> list[int]:
-    """Write the tokenizer; returns the ids that a model must not say by itself."""
+def write_tokenizer(
+    folder: Path,
+    *,
+    template_file: bool = False,
+    chat_template: str = CHAT_TEMPLATE,
+    markers: tuple[str, ...] = (),
+    vocab_size: int = VOCAB_SIZE,
+    settings: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Write the tokenizer; returns the ids that a model must not say by itself.
+
+    ``markers`` are special tokens that a family has besides, ``vocab_size`` is the model's, and
+    ``settings`` are changes to tokenizer_config.json.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -269,8 +282,9 @@ def _write_tokenizer(folder: Path, *, template_file: bool) -> list[int]:
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in _ADDED])
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in markers])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings: dict[str, Any] = {
+    stated: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
@@ -279,15 +293,15 @@ def _write_tokenizer(folder: Path, *, template_file: bool) -> list[int]:
         "clean_up_tokenization_spaces": False,
     }
     if template_file:
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        (folder / "chat_template.jinja").write_text(chat_template)
     else:
-        settings["chat_template"] = CHAT_TEMPLATE
-    _write_json(folder / "tokenizer_config.json", settings)
+        stated["chat_template"] = chat_template
+    write_json(folder / "tokenizer_config.json", stated | dict(settings or {}))
     words = tokenizer.get_vocab_size()
     ids = tokenizer.get_vocab()
-    markers = {ids[text] for text in (*_SPECIAL, *_ADDED)}
+    reserved = {ids[text] for text in (*_SPECIAL, *_ADDED, *markers)}
     unreadable = {i for i in range(words) if not _readable(tokenizer.decode([i]))}
-    return sorted(markers | unreadable | set(range(words, VOCAB_SIZE)))
+    return sorted(reserved | unreadable | set(range(words, vocab_size)))
 
 
 def _readable(text: str) -> bool:
@@ -310,7 +324,7 @@ def _into_hf_cache(plain: Path, cache: Path, repo_id: str) -> Path:
     return snapshot
 
 
-def _write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=1))
 
 
@@ -366,7 +380,7 @@ def add_remote_code(folder: Path, canary: Path, key: str = "auto_map") -> None:
         if key == "model_file"
         else {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
     )
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
 def _last_shard(folder: Path) -> Path:

@@ -254,4 +254,5 @@ def test_it_needs_no_weights(scripted_server: ServerProcess, client: httpx.Clien
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [
         "scripted",
         "scripted-2",
+        "scripted-vision",
     ]

@@ -342,7 +342,7 @@ async def test_asynchronous_raw_and_streaming_responses(aclient: openai.AsyncOpe
 
 def test_models_of_a_real_server(client: openai.OpenAI) -> None:
     page = client.models.list()
-    assert [model.id for model in page.data] == ["scripted", "scripted-2"]
+    assert [model.id for model in page.data] == ["scripted", "scripted-2", "scripted-vision"]
     assert not page.has_next_page()
     assert client.models.retrieve("scripted").owned_by == "mlx-router"
 

@@ -167,14 +167,44 @@ def test_images_and_pdfs_in_every_spelling() -> None:
         {"type": "text", "text": "Look:"},
         {"type": "image_url", "image_url": {"url": "https://example.com/a.png", "detail": "low"}},
         {"type": "image_url", "image_url": "https://example.com/b.png"},
+        {"type": "image_url", "image_url": {"url": pdf, "detail": None, "pages": "2-4,7"}},
         {"type": "file", "file": {"file_data": pdf, "filename": "a.pdf"}},
+        {"type": "file", "file": {"file_data": "AAAA", "filename": "", "pages": "2"}},
     ]
     assert prompt(messages=[{"role": "user", "content": parts}]).messages[0].content == (
         TextPart("Look:"),
         ImagePart("https://example.com/a.png", "low"),
         ImagePart("https://example.com/b.png", "auto"),
-        ImagePart(pdf),
+        ImagePart(pdf, "auto", "2-4,7"),
+        ImagePart(pdf, name="a.pdf"),
+        ImagePart("AAAA", pages="2"),
     )
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "assistant", "tool"])
+def test_an_image_may_be_in_a_message_of_any_role(role: str) -> None:
+    parts = [{"type": "image_url", "image_url": "https://example.com/a.png"}]
+    message = {"role": role, "content": parts, "tool_call_id": "c" if role == "tool" else None}
+    found = prompt(messages=[message, *USER])
+    assert found.parts == (ImagePart("https://example.com/a.png"),)
+    assert found.messages[0].role == role
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("report.pdf", "report.pdf"),
+        ("x" * 60 + "é" * 60, "x" * 60 + "é" * 4),
+        ("a\r\nx: y\u202e\x1b[0m.pdf", "ax: y[0m.pdf"),
+        ("\x00\n ", None),
+        (None, None),
+    ],
+)
+def test_of_a_filename_only_what_can_be_shown_is_kept(given: str | None, shown: str) -> None:
+    part = {"type": "file", "file": {"file_data": "AAAA", "filename": given}}
+    (file,) = prompt(messages=[{"role": "user", "content": [part]}]).parts
+    assert isinstance(file, ImagePart)
+    assert file.name == shown
 
 
 def test_tools_and_choices() -> None:
@@ -324,6 +354,26 @@ def test_messages_that_say_what_to_do() -> None:
         (
             {"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]},
             "messages.0.content.0.file.file_id",
+        ),
+        (
+            {"role": "user", "content": [{"type": "file", "file": {"filename": "a.pdf"}}]},
+            "messages.0.content.0.file.file_data",
+        ),
+        (
+            {"role": "user", "content": [{"type": "file", "file": {"pages": 2}}]},
+            "messages.0.content.0.file.pages",
+        ),
+        (
+            {"role": "user", "content": [{"type": "file", "file": {"pages": "1," * 600}}]},
+            "messages.0.content.0.file.pages",
+        ),
+        (
+            {"role": "user", "content": [{"type": "file", "file": {"filename": "x" * 5000}}]},
+            "messages.0.content.0.file.filename",
+        ),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]},
+            "messages.0.content.0.image_url.url",
         ),
         (
             {"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]},

@@ -325,6 +325,7 @@ async def test_models_and_health_follow_what_happens() -> None:
         assert {m["id"]: m["state"] for m in before["data"]} == {
             "scripted": "unloaded",
             "scripted-2": "unloaded",
+            "scripted-vision": "unloaded",
         }
         await one.post()
         health = (await one.client.get("/v1/health")).json()

@@ -248,4 +248,4 @@ async def test_a_failure_is_told_and_not_kept(tmp_path: Path) -> None:
 async def test_a_chat_is_written_by_the_template(tmp_path: Path) -> None:
     words = await kept(ScriptedFactory()).get(card(tmp_path))
     prompt = ChatPrompt((Message("user", "Hello"),))
-    assert words.encode(prompt) == ScriptedCodec().encode_chat(prompt)
+    assert words.encode(prompt) == ScriptedCodec().encode_chat(prompt).ids

@@ -55,8 +55,9 @@ def test_without_mlx_vlm_an_image_model_serves_text_or_says_what_to_install(
     half = write_model(tmp_path / "a", {**LLAMA, "model_type": "gemma3", "vision_config": {}})
     assert inspect(half).kind is ModelKind.TEXT
     assert inspect(half).problem is None
+    assert inspect(half).blind
     whole = write_model(tmp_path / "b", {**LLAMA, "model_type": "qwen3_vl", "vision_config": {}})
-    assert "uv pip install mlx-vlm" in problem_of(whole)
+    assert "uv sync --extra vision" in problem_of(whole)
 
 
 _TOOLS = "{% if tools %}{{ tools }}{% endif %}{{ messages }}"

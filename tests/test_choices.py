@@ -16,6 +16,7 @@ import pytest
 
 from mlx_router.engine.base import Job, Sampling, StepResult
 from mlx_router.engine.batch import BatchRunner
+from mlx_router.engine.prefix import PrefixCache
 from mlx_router.engine.runner import LiveSequence
 from mlx_router.engine.serial import SerialRunner
 from tests.engine_support import Driver, tokens
@@ -88,7 +89,9 @@ class Steps:
 
     def __init__(self, folder: Path) -> None:
         model, _ = mlx_lm.load(str(folder))
-        self.runner = BatchRunner(model, prefill_step_size=8, max_batch_size=8, wired_limit="off")
+        self.runner = BatchRunner(
+            model, prefill_step_size=8, max_batch_size=8, wired_limit="off", prefixes=PrefixCache(0)
+        )
 
     def run(self) -> dict[int, list[StepResult]]:
         results: dict[int, list[StepResult]] = {}

@@ -67,7 +67,7 @@ def test_the_prompt_is_what_mlx_lm_makes(llama: Path) -> None:
         [{"role": "user", "content": "Hello"}], add_generation_prompt=True, enable_thinking=False
     )
     prompt = ChatPrompt(HELLO.messages, template_kwargs={"enable_thinking": False})
-    assert codec(llama).encode_chat(prompt) == expected
+    assert codec(llama).encode_chat(prompt).ids == expected
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_client_sets_only_what_the_template_reads(llama: Path, tmp_path: Path,
     source = "{{ bos_token }}{{ style }} {{ messages[0].content }}{% set nonsense = 1 %}"
     made = codec(with_template(llama, tmp_path / "model", source))
     prompt = ChatPrompt(HELLO.messages, template_kwargs={"style": "brief", "enable_thinking": True})
-    assert made.decode(made.encode_chat(prompt)).endswith("brief Hello")
+    assert made.decode(made.encode_chat(prompt).ids).endswith("brief Hello")
     with pytest.raises(InvalidRequest, match="enable_thinking, reasoning_effort, style") as caught:
         made.encode_chat(ChatPrompt(HELLO.messages, template_kwargs={name: "x"}))
     assert caught.value.param == "chat_template_kwargs"
@@ -87,7 +87,7 @@ def test_a_model_without_template_says_what_to_do(llama: Path, tmp_path: Path) -
     bare = with_template(llama, tmp_path / "bare", None)
     with pytest.raises(InvalidRequest, match="chat_template"):
         codec(bare).encode_chat(HELLO)
-    assert "Hello" in codec(bare, "chatml").decode(codec(bare, "chatml").encode_chat(HELLO))
+    assert "Hello" in codec(bare, "chatml").decode(codec(bare, "chatml").encode_chat(HELLO).ids)
 
 
 def test_text_survives_a_round_trip_token_by_token(llama: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_markers_of_reasoning_are_known_by_the_template(
     folder = without_thinking_tokens(llama, tmp_path / "model", "{#" + start + end + "#}" + start)
     made = codec(folder)
     assert (made.markers.think_start, made.markers.think_end) == (start, end)
-    assert made.starts_in_reasoning(made.encode_chat(HELLO))
+    assert made.starts_in_reasoning(made.encode_chat(HELLO).ids)
     half = without_thinking_tokens(llama, tmp_path / "half", "{#" + start + "#}")
     assert codec(half).markers.think_start is None
 
@@ -190,7 +190,7 @@ def test_kimi_k3_is_known_by_its_vocabulary(llama: Path, tmp_path: Path) -> None
     made = codec(without_thinking_tokens(llama, tmp_path / "m", "<|open|>think<|sep|>", *tokens))
     assert made.markers.tool_format == "kimi_k3"
     assert made.markers.think_end == "<|close|>think<|sep|>"
-    assert made.starts_in_reasoning(made.encode_chat(HELLO))
+    assert made.starts_in_reasoning(made.encode_chat(HELLO).ids)
 
 
 def test_switches_of_reasoning_reach_the_template(llama: Path, tmp_path: Path) -> None:
@@ -199,8 +199,8 @@ def test_switches_of_reasoning_reach_the_template(llama: Path, tmp_path: Path) -
     prompt = ChatPrompt(
         HELLO.messages, template_kwargs={"enable_thinking": False}, reasoning_effort="high"
     )
-    assert made.decode(made.encode_chat(prompt)) == "False high"
-    assert made.decode(made.encode_chat(HELLO)) == " "
+    assert made.decode(made.encode_chat(prompt).ids) == "False high"
+    assert made.decode(made.encode_chat(HELLO).ids) == " "
 
 
 def test_the_tool_use_template_is_taken_where_there_is_one(llama: Path, tmp_path: Path) -> None:
@@ -213,9 +213,9 @@ def test_the_tool_use_template_is_taken_where_there_is_one(llama: Path, tmp_path
     ]
     config.write_text(json.dumps(settings))
     made = codec(folder)
-    assert made.decode(made.encode_chat(HELLO)) == "plain"
+    assert made.decode(made.encode_chat(HELLO).ids) == "plain"
     offered = ChatPrompt(HELLO.messages, tools=(Tool("look"),))
-    assert made.decode(made.encode_chat(offered)) == "tools look"
+    assert made.decode(made.encode_chat(offered).ids) == "tools look"
 
 
 def test_sampling_is_what_the_makers_advise(llama: Path, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_renderer_in_python_that_refuses_a_chat_is_no_fault_of_ours(
     asked = Message("user", "Weather?")
     called = Message("assistant", None, tool_calls=(ToolCall("c1", "f", '{"city": "Oslo"}'),))
     answered = Message("tool", "rain", tool_call_id="c1")
-    text = made.decode(made.encode_chat(ChatPrompt((asked, called, answered), (Tool("f"),))))
+    text = made.decode(made.encode_chat(ChatPrompt((asked, called, answered), (Tool("f"),))).ids)
     assert "Oslo" in text
     assert "rain" in text
     assert made.encode_chat(ChatPrompt((asked,), reasoning_effort="high"))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mlx_router.domain import ChatPrompt, ImagePart, Message, TextPart, Tool, ToolCall
+from mlx_router.domain import ChatPrompt, Message, Picture, TextPart, Tool, ToolCall
 from mlx_router.errors import InvalidRequest
 from mlx_router.prompt.builtin import TEMPLATE_NAMES, named_template
 from mlx_router.prompt.messages import template_messages, template_tools
@@ -205,9 +205,12 @@ def test_strict_templates_refuse_what_others_take() -> None:
             template.render(template_messages(ChatPrompt(tuple(chat))))
 
 
+PICTURE = Picture(1, 1, bytes(3), "digest")
+
+
 def test_images_and_calls_are_told_in_words() -> None:
     messages = [
-        Message("user", (TextPart("What is this?"), ImagePart("data:image/png;base64,AAAA"))),
+        Message("user", (TextPart("What is this?"), PICTURE)),
         Message("assistant", None, tool_calls=(ToolCall("1", "zoom", '{"by": 2}'),)),
         Message("tool", "A cat.", tool_call_id="1"),
         Message("assistant", "It is a cat.", reasoning="Nothing but a cat looks so."),
@@ -221,14 +224,13 @@ def test_images_and_calls_are_told_in_words() -> None:
 
 
 def test_a_summary_goes_before_the_parts_of_a_message() -> None:
-    image = ImagePart("data:image/png;base64,AAAA")
-    kept = Message("user", (image, TextPart("And this?")))
+    kept = Message("user", (PICTURE, TextPart("And this?")))
     (message,) = with_summary(Split((), (Message("user", "old"),), (kept,)), SUMMARY)
     assert isinstance(message.content, tuple)
     first, *others = message.content
     assert isinstance(first, TextPart)
     assert SUMMARY in first.text
-    assert others == [image, TextPart("And this?")]
+    assert others == [PICTURE, TextPart("And this?")]
 
 
 def test_a_task_names_the_summary_so_far_only_if_there_is_one() -> None:

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,12 +18,19 @@ from mlx_router import GenerationRequest, MLXModelManager, Settings, Started
 from mlx_router.api.app import create_app
 from mlx_router.domain import ModelCard, TextPrompt
 from mlx_router.engine.base import Job
-from mlx_router.engine.scripted import ScriptedEngine, ScriptedFactory, ScriptedOptions
+from mlx_router.engine.scripted import (
+    ScriptedEngine,
+    ScriptedFactory,
+    ScriptedOptions,
+    scripted_cards,
+)
 from mlx_router.engine.scripted_text import decode
 from mlx_router.errors import ContextLengthExceeded, InvalidRequest, RequestTimeout
+from mlx_router.runtime.chat import collect, make_request
 from mlx_router.runtime.summarize import MAX_PASSES
 from tests.api_support import Exchange, FakeManager, plays, post, sse, started
 from tests.context_support import CONTEXT, DEMO, OLDER, ROUNDS, chat
+from tests.media_support import encoded, gradient
 
 
 class Recorder(ScriptedEngine):
@@ -266,6 +274,28 @@ async def test_a_stream_is_kept_alive_meanwhile() -> None:
         chunks = sse(await exchange.end())
     assert chunks[0]["context"]["summarized_messages"] == OLDER
     assert "x-mlx-router-summarized" not in exchange.headers  # they had to be sent before
+
+
+async def test_images_are_summarised_in_words_and_stay_in_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = replace(scripted_cards()[-1], context_length=CONTEXT)
+    monkeypatch.setattr("mlx_router.engine.scripted.scripted_cards", lambda: [card])
+    messages = chat(ROUNDS)
+    for index, width in ((1, 31), (3, 32), (-1, 33)):
+        image = {"type": "image", "image": encoded(gradient(width, 32))}
+        text = {"type": "text", "text": messages[index]["content"]}
+        messages[index]["content"] = [text, image]
+    request = make_request(messages, None, context_overflow="summarize")
+    factory = RecordingFactory(ScriptedOptions(text="They count."))
+    async with MLXModelManager(Settings(), engine="scripted", factory=factory) as manager:
+        answer = await collect(manager.generate(replace(request, cache_scope="ann")))
+    assert answer.summarized_messages == OLDER
+    *summaries, last = factory.prompts()
+    assert "".join(factory.asked()).count("[image]") == 2
+    assert not any("images" in prompt for prompt in summaries)
+    assert last["images"] == ["33x32"]
+    assert {job.cache_scope for job in factory.jobs} == {"ann"}
 
 
 async def test_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:

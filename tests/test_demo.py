@@ -180,7 +180,7 @@ async def test_the_asynchronous_client_works_too(demo_server: ServerProcess) -> 
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
         models = [model.id async for model in client.models.list()]
     assert "Oslo" in text
-    assert models == ["demo"]
+    assert models == ["demo", "demo-vision"]
 
 
 def test_errors_are_the_sdks_own(client: OpenAI) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.embedding_models import make_embedding_model
+from tests.media_support import encoded, gradient
 from tests.server import ServerProcess
+from tests.vision_models import make_vision_model
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -50,8 +52,10 @@ def run(code: str, folder: Path) -> str:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A user's home, with an embedding model in ~/models."""
+    """A user's home, with an embedding and a vision model in ~/models, and a picture."""
     make_embedding_model("bert", tmp_path / "models" / "bert")
+    make_vision_model("qwen3_vl", tmp_path / "models/mlx-community/Qwen3-VL-4B-Instruct-4bit")
+    (tmp_path / "photo.jpg").write_bytes(encoded(gradient(), "JPEG"))
     return tmp_path
 
 

@@ -304,9 +304,9 @@ def no_mlx_vlm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("no_mlx_vlm")
 def test_without_mlx_vlm_the_error_says_how_to_get_it(embedding_models: Path) -> None:
     with MLXModelManager(model_directory=embedding_models) as manager:
-        with pytest.raises(ModelLoadFailed, match="uv pip install mlx-vlm"):
+        with pytest.raises(ModelLoadFailed, match="uv sync --extra vision"):
             manager.embed("hello", "qwen3-embedding")
-        with pytest.raises(ModelCorrupt, match="uv pip install mlx-vlm"):
+        with pytest.raises(ModelCorrupt, match="uv sync --extra vision"):
             manager.embed("hello", "bert")
 
 

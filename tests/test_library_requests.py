@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from mlx_router.domain import ChatPrompt, GenerationRequest, NamedTool, ResponseFormat, Tool
+from mlx_router.domain import (
+    ChatPrompt,
+    ContentPart,
+    GenerationRequest,
+    ImagePart,
+    NamedTool,
+    ResponseFormat,
+    TextPart,
+    Tool,
+)
 from mlx_router.errors import InvalidRequest
 from mlx_router.runtime.chat import make_request
 from mlx_router.runtime.limits import check_request
@@ -65,6 +76,68 @@ def test_a_choice_without_its_tool_is_refused(options: dict[str, Any], words: st
     with pytest.raises(InvalidRequest, match=words) as caught:
         check_request(request)
     assert caught.value.param == "tool_choice"
+
+
+def parts(*written: Any) -> tuple[ContentPart, ...]:
+    made = make_request([{"role": "user", "content": list(written)}], None).prompt
+    assert isinstance(made, ChatPrompt)
+    return made.parts
+
+
+def test_images_and_pdfs_as_openai_writes_them() -> None:
+    url = "https://example.com/a.png"
+    assert parts(
+        {"type": "text", "text": "Look:"},
+        {"type": "image_url", "image_url": url},
+        {"type": "image_url", "image_url": {"url": url, "detail": "original", "pages": "2-4"}},
+        {"type": "file", "file": {"file_data": "AAAA", "filename": "a\n.pdf", "pages": None}},
+    ) == (
+        TextPart("Look:"),
+        ImagePart(url),
+        ImagePart(url, "high", "2-4"),
+        ImagePart("AAAA", name="a.pdf"),
+    )
+
+
+def test_a_program_may_give_a_file_or_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "cat.png"
+    file.write_bytes(b"\x89PNG and so on")
+    from_file, from_bytes = parts(
+        {"type": "image", "image": file, "detail": "low"},
+        {"type": "image", "image": file.read_bytes(), "pages": "1"},
+    )
+    assert isinstance(from_file, ImagePart)
+    assert isinstance(from_bytes, ImagePart)
+    assert (from_file.detail, from_file.name) == ("low", "cat.png")
+    assert (from_bytes.pages, from_bytes.name) == ("1", None)
+    head, _, data = from_file.url.partition(",")
+    assert head.startswith("data:")
+    assert head.endswith(";base64")
+    assert base64.b64decode(data) == file.read_bytes()
+    assert from_bytes.url == from_file.url
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "video"}, "text, image_url, file or image, not 'video'"),
+        ({"type": "image", "image": Path("/nowhere/a.png")}, "Cannot read.*/nowhere/a.png"),
+        ({"type": "image", "image": Path("/")}, "Cannot read"),
+        ({"type": "image", "image": "a.png"}, "Path or the bytes of a file, not str"),
+        ({"type": "image"}, "lacks 'image'"),
+        ({"type": "file", "file": {"file_id": "f"}}, "lacks 'file_data'"),
+        ({"type": "file", "file": "AAAA"}, "is not of OpenAI's shape"),
+        ({"type": "file", "file": {"file_data": b"AAAA"}}, "is a text, not bytes"),
+        ({"type": "file", "file": {"file_data": "", "filename": 5}}, "is not of OpenAI's shape"),
+        ({"type": "image_url", "image_url": {"url": None}}, "is a text, not NoneType"),
+        ({"type": "image_url", "image_url": {"url": "", "detail": "huge"}}, "auto, low.*'huge'"),
+        ({"type": "image_url", "image_url": {"url": "", "pages": 2}}, "'2-4,7', not 2"),
+    ],
+)
+def test_what_is_not_an_image_is_named(part: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        parts(part)
+    assert caught.value.param == "messages"
 
 
 @pytest.mark.parametrize(

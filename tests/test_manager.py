@@ -439,6 +439,7 @@ def test_a_program_without_a_loop(manager: MLXModelManager) -> None:
     assert {info.card.id: info.state.value for info in manager.models()} == {
         "scripted": "ready",
         "scripted-2": "ready",
+        "scripted-vision": "unloaded",
     }
     manager.unload("scripted-2")
     assert manager.model("scripted-2").state == "unloaded"

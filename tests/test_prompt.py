@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_router.domain import ChatPrompt, ImagePart, Message, TextPart, ToolCall
+from mlx_router.domain import ChatPrompt, ImagePart, Message, Picture, TextPart, ToolCall
 from mlx_router.errors import InvalidRequest
 from mlx_router.prompt.builtin import TEMPLATE_NAMES, named_template
 from mlx_router.prompt.messages import template_messages
@@ -138,16 +138,44 @@ def test_content_is_always_a_string() -> None:
     ]
 
 
-def test_parts_are_kept_for_models_that_see() -> None:
-    prompt = ChatPrompt((Message("user", (TextPart("what?"), ImagePart("data:,"))),))
-    assert template_messages(prompt, keep_parts=True) == [
-        {"role": "user", "content": [{"type": "text", "text": "what?"}, {"type": "image"}]}
+PICTURE = Picture(2, 1, bytes(6), "digest")
+
+
+def test_images_stand_where_they_stood_for_models_that_see() -> None:
+    parts = (TextPart("this"), PICTURE, TextPart("or"), TextPart("that?"), PICTURE)
+    prompt = ChatPrompt((Message("user", parts), Message("tool", (PICTURE,), tool_call_id="c")))
+    user, tool = template_messages(prompt, keep_parts=True)
+    assert user["content"] == [
+        {"type": "text", "text": "this"},
+        {"type": "image"},
+        {"type": "text", "text": "or"},
+        {"type": "text", "text": "that?"},
+        {"type": "image"},
     ]
+    assert tool["content"] == [{"type": "image"}]
 
 
-def test_an_image_for_a_model_without_vision_is_a_clear_400() -> None:
+def test_a_turn_without_images_is_a_string_for_models_that_see_too() -> None:
+    parts = (TextPart("a"), TextPart("b"))
+    turns = (Message("system", parts), Message("user", (PICTURE,)), Message("user", parts))
+    contents = [one["content"] for one in template_messages(ChatPrompt(turns), keep_parts=True)]
+    assert contents == ["ab", [{"type": "image"}], "ab"]
+    text_only = ChatPrompt((Message("system", parts), Message("user", parts)))
+    assert template_messages(text_only, keep_parts=True) == template_messages(text_only)
+
+
+def test_system_messages_with_images_are_one_system_message() -> None:
+    turns = (Message("system", "a"), Message("developer", (PICTURE,)), Message("system", "b"))
+    (system,) = template_messages(ChatPrompt(turns), keep_parts=True)
+    texts = [part.get("text", part["type"]) for part in system["content"]]
+    assert texts == ["a", "\n\n", "image", "\n\n", "b"]
+    assert system["role"] == "system"
+
+
+@pytest.mark.parametrize("part", [ImagePart("data:,"), PICTURE])
+def test_an_image_for_a_model_without_vision_is_a_clear_400(part: ImagePart | Picture) -> None:
     with pytest.raises(InvalidRequest, match="no vision") as caught:
-        chat(Message("user", (ImagePart("data:,"),)))
+        chat(Message("user", (TextPart("what?"), part)))
     assert caught.value.param == "messages"
 
 

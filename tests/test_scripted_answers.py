@@ -17,7 +17,9 @@ from mlx_router.domain import (
     ImagePart,
     Message,
     NamedTool,
+    Picture,
     ResponseFormat,
+    TextPart,
     Tool,
     ToolCall,
     ToolChoice,
@@ -46,11 +48,11 @@ WEATHER = Tool(
 CLOCK = Tool("clock")
 
 
-def say(prompt: ChatPrompt) -> str:
+def say(prompt: ChatPrompt, codec: ScriptedCodec = CODEC) -> str:
     """The raw text that is answered."""
     engine = ScriptedEngine()
     engine.load()
-    engine.add(Job(1, CODEC.encode_chat(prompt), 10_000, Sampling(), stop_ids=STOPS))
+    engine.add(Job(1, codec.encode_chat(prompt).ids, 10_000, Sampling(), stop_ids=STOPS))
     results = drain(engine)
     assert results[-1].finish is FinishReason.STOP
     return CODEC.decode([result.token or 0 for result in results])
@@ -148,9 +150,26 @@ def test_a_prompt_that_only_looks_like_a_chat_is_answered_too() -> None:
         assert CODEC.decode([result.token or 0 for result in drain(engine)]) == CANNED
 
 
-def test_an_image_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="no vision"):
-        CODEC.encode_chat(ChatPrompt((Message("user", (ImagePart("data:,"),)),)))
+def picture(width: int, height: int) -> Picture:
+    return Picture(width, height, bytes(3 * width * height), "digest")
+
+
+def test_an_image_is_refused_by_a_model_without_vision() -> None:
+    for part in (ImagePart("data:,"), picture(2, 2)):
+        with pytest.raises(InvalidRequest, match="no vision"):
+            CODEC.encode_chat(ChatPrompt((Message("user", (part,)),)))
+
+
+def test_what_is_seen_is_told_in_order() -> None:
+    codec = ScriptedCodec(sees=True)
+    one, other = picture(64, 48), picture(32, 32)
+    question = ChatPrompt((Message("user", (TextPart("What is"), one, TextPart(" this?"))),))
+    assert say(question, codec) == f'I see 1 image: 64x48. You said: "What is this?". {CANNED}'
+    turns = (Message("system", (other,)), *question.messages, Message("user", (one, one)))
+    assert say(ChatPrompt(turns), codec) == f"I see 4 images: 32x32, 64x48, 64x48, 64x48. {CANNED}"
+    assert say(ChatPrompt((Message("user", "I see 1 image: 9x9."),)), codec).startswith("You said")
+    wanted = ResponseFormat("json_object")
+    assert say(ChatPrompt(question.messages, response_format=wanted), codec) == "{}"
 
 
 # --- values for schemas ---------------------------------------------------------------------
@@ -246,7 +265,7 @@ def test_a_hostile_schema_ends_soon(schema: object) -> None:
     start = time.thread_time()
     engine = ScriptedEngine()
     wanted = ResponseFormat("json_schema", schema={"properties": {"x": schema}, "x": schema})
-    prompt = CODEC.encode_chat(ask("hi", response_format=wanted))
+    prompt = CODEC.encode_chat(ask("hi", response_format=wanted)).ids
     engine.add(Job(1, prompt, 50, Sampling(), stop_ids=STOPS))
     assert drain(engine)
     assert time.thread_time() - start < 2

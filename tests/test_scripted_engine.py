@@ -18,6 +18,7 @@ from mlx_router.domain import (
     ChatPrompt,
     FinishReason,
     Message,
+    Picture,
 )
 from mlx_router.engine.base import Job, Sampling, StepResult
 from mlx_router.engine.scripted import (
@@ -29,7 +30,7 @@ from mlx_router.engine.scripted import (
     scripted_cards,
 )
 from mlx_router.engine.scripted_text import CANNED, CHAT, EOS, VOCAB_SIZE
-from mlx_router.errors import ModelLoadFailed
+from mlx_router.errors import InvalidRequest, ModelLoadFailed
 from tests.engine_support import drain
 
 CODEC = ScriptedCodec()
@@ -37,7 +38,7 @@ STOPS = CODEC.eos_ids
 
 
 def job(job_id: int = 1, text: str = "hello", max_tokens: int = 10_000, **options: Any) -> Job:
-    prompt = CODEC.encode_chat(ChatPrompt((Message("user", text),)))
+    prompt = CODEC.encode_chat(ChatPrompt((Message("user", text),))).ids
     return Job(job_id, prompt, max_tokens, Sampling(), **{"stop_ids": STOPS, **options})
 
 
@@ -233,19 +234,25 @@ def test_the_text_can_be_set() -> None:
 
 
 def test_a_factory_gives_each_model_its_options() -> None:
-    first, second = scripted_cards()
+    first, second, third = scripted_cards()
     factory = ScriptedFactory({first.id: ScriptedOptions(memory_bytes=7)})
     assert factory.engine(first).load().memory_bytes == 7
     assert factory.engine(second).load().memory_bytes != 7
     assert len(factory.engines) == 2
     assert factory.codec(first).markers.tool_format == "hermes"
+    picture = ChatPrompt((Message("user", (Picture(2, 1, bytes(6), "d"),)),))
+    assert factory.codec(third).encode_chat(picture)
+    with pytest.raises(InvalidRequest, match="no vision"):
+        factory.codec(second).encode_chat(picture)
     shared = ScriptedFactory(ScriptedOptions(memory_bytes=8))
     assert shared.engine(second).load().memory_bytes == 8
 
 
-def test_there_are_two_models_to_swap() -> None:
-    first, second = scripted_cards()
-    assert (first.id, second.id) == ("scripted", "scripted-2")
+def test_there_are_two_models_to_swap_and_one_that_sees() -> None:
+    cards = scripted_cards()
+    assert [card.id for card in cards] == ["scripted", "scripted-2", "scripted-vision"]
+    assert [card.supports_vision for card in cards] == [False, False, True]
+    first = cards[0]
     assert first.path == Path("scripted")
     assert first.usable
     assert first.supports_tools

@@ -11,8 +11,8 @@ from mlx_router.api.translate import ChatCall
 from mlx_router.api.wire import (
     SYSTEM_FINGERPRINT,
     answer_id,
-    context_dict,
     logprobs_list,
+    prompt_notes,
     timings_dict,
     usage_dict,
     without_reasoning,
@@ -57,9 +57,8 @@ class ChatAnswer(Gathered):
             "usage": usage_dict(self.done.usage),
             "system_fingerprint": SYSTEM_FINGERPRINT,
             "timings": timings_dict(self.done),
+            **prompt_notes(self.started),
         }
-        if self.started.summarized_messages:
-            body["context"] = context_dict(self.started)
         if self._call.delivery.token_ids:
             body["prompt_token_ids"] = list(self.started.prompt_token_ids)
         return body

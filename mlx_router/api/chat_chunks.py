@@ -9,9 +9,9 @@ from mlx_router.api.chunks import Chunks
 from mlx_router.api.translate import ChatCall
 from mlx_router.api.wire import (
     answer_id,
-    context_dict,
     dumps,
     logprobs_list,
+    prompt_notes,
     timings_dict,
     without_reasoning,
 )
@@ -63,8 +63,7 @@ class ChatChunks(Chunks):
         first: dict[str, Any] = {}  # what the first chunk has beside the role
         if self._how.token_ids:
             first["prompt_token_ids"] = list(started.prompt_token_ids)
-        if started.summarized_messages:
-            first["context"] = context_dict(started)
+        first.update(prompt_notes(started))
         if first:
             roles[0] = self._delta_heads[0] + role + b"," + dumps(first)[1:-1] + self._tail
         return b"".join(roles)

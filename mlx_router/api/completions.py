@@ -8,6 +8,7 @@ from typing import Any
 from mlx_router.api.fields import COMPLETIONS_REFUSED, sort_fields
 from mlx_router.api.generation import Call, delivery, generation_request
 from mlx_router.api.schemas.completions import MAX_PROMPTS, MAX_TOKEN_ID, CompletionRequest
+from mlx_router.api.service import ANONYMOUS, Caller
 from mlx_router.api.validation import parse, shorten
 from mlx_router.config.settings import Settings
 from mlx_router.domain import GenerationRequest, TextPrompt
@@ -30,7 +31,7 @@ class CompletionCall(Call):
 
 
 def completion_call(
-    data: dict[str, Any], settings: Settings, request_id: str = ""
+    data: dict[str, Any], settings: Settings, caller: Caller = ANONYMOUS
 ) -> CompletionCall:
     """Check and translate a request body. Raises InvalidRequest that names the field."""
     ignored = sort_fields(data, CompletionRequest, COMPLETIONS_REFUSED)
@@ -52,7 +53,7 @@ def completion_call(
         wire,
         prompts[0],
         settings,
-        request_id=request_id,
+        caller=caller,
         stream=how.stream,
         max_tokens=wire.max_tokens or _DEFAULT_MAX_TOKENS,
         logprobs=wire.logprobs,

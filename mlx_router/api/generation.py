@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from mlx_router.api.schemas.base import GenerationFields
+from mlx_router.api.service import Caller
 from mlx_router.api.validation import shorten
 from mlx_router.config.settings import Settings
 from mlx_router.domain import GenerationRequest, Prompt, SamplingOptions
@@ -60,7 +61,7 @@ def generation_request(
     prompt: Prompt,
     settings: Settings,
     *,
-    request_id: str,
+    caller: Caller,
     stream: bool,
     max_tokens: int | None,
     logprobs: int | None,
@@ -69,7 +70,7 @@ def generation_request(
     return GenerationRequest(
         prompt=prompt,
         model=model_name(wire.model),
-        request_id=request_id,
+        request_id=caller.request_id,
         sampling=_sampling(wire),
         max_tokens=None if max_tokens is None else min(max_tokens, _MOST_TOKENS),
         stop=(wire.stop,) if isinstance(wire.stop, str) else tuple(wire.stop or ()),
@@ -81,6 +82,7 @@ def generation_request(
         timeout=wire.timeout,
         ignore_eos=bool(wire.ignore_eos),
         chunk_tokens=settings.defaults.stream_chunk_size if stream else _WHOLE_ANSWER,
+        cache_scope=caller.cache_scope,
     )
 
 

@@ -49,8 +49,8 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN_PATHS = frozenset({"/health"})  # answered without a key
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _EXPOSED = b"x-request-id, x-mlx-router-model, x-mlx-router-max-tokens, x-mlx-router-clamped, " + (
-    b"x-mlx-router-memory-pressure, x-mlx-router-summarized, x-mlx-router-timed-out, "
-    b"x-mlx-router-ignored, x-mlx-router-warning, retry-after"
+    b"x-mlx-router-memory-pressure, x-mlx-router-summarized, x-mlx-router-notice, "
+    b"x-mlx-router-timed-out, x-mlx-router-ignored, x-mlx-router-warning, retry-after"
 )
 _NO_KEY_FROM_AFAR = (
     "Requests from a public address need an API key, and this server has none: set "

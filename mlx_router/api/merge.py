@@ -25,7 +25,7 @@ Events = AsyncGenerator[GenerationEvent, None]
 @dataclass(frozen=True, slots=True)
 class StartedOne(Started):
     """One of the merged requests was admitted: number ``source``. ``max_tokens`` and ``clamped``
-    are those of the request that was clamped most so far."""
+    are those of the request that was clamped most so far; ``notices`` are of all so far."""
 
     source: int = 0
 
@@ -64,6 +64,7 @@ async def _merge(
     running = len(tasks)
     completed: list[Completed] = []
     tightest: Started | None = None
+    notices: dict[str, None] = {}  # in order, each once
     try:
         while running:
             item = await news.get()
@@ -76,7 +77,8 @@ async def _merge(
                 completed.append(event)
             elif isinstance(event, Started):
                 tightest = _tighter(tightest, event)
-                yield _started(event, tightest, source)
+                notices.update(dict.fromkeys(event.notices))
+                yield _started(event, tightest, tuple(notices), source)
             elif isinstance(event, Preparing):
                 if tightest is None:
                     yield event
@@ -100,7 +102,9 @@ def _tighter(tightest: Started | None, event: Started) -> Started:
     return event if event.clamped and event.max_tokens < tightest.max_tokens else tightest
 
 
-def _started(event: Started, tightest: Started, source: int) -> StartedOne:
+def _started(
+    event: Started, tightest: Started, notices: tuple[str, ...], source: int
+) -> StartedOne:
     return StartedOne(
         model=event.model,
         prompt_tokens=event.prompt_tokens,
@@ -108,6 +112,7 @@ def _started(event: Started, tightest: Started, source: int) -> StartedOne:
         pressure=event.pressure,
         clamped=tightest.clamped,
         prompt_token_ids=event.prompt_token_ids,
+        notices=notices,
         source=source,
     )
 

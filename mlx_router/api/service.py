@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.requests import Request
@@ -45,6 +46,27 @@ class RouterService(Protocol):
     async def astart(self) -> None: ...
 
     async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as the answer depends on it. ``cache_scope``: computed prompts are reused
+    among requests of the same scope only."""
+
+    request_id: str = ""
+    cache_scope: str = ""
+
+
+ANONYMOUS = Caller()
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent this request, as the guard found."""
+    scope = request.scope
+    # How soon an answer begins tells whether its prompt was computed before: so every API key has
+    # a scope of its own, by its name.
+    key = scope.get("mlx_router.key_name")
+    return Caller(scope.get("mlx_router.request_id", ""), key or "")
 
 
 def service_of(request: Request) -> RouterService:

@@ -22,6 +22,7 @@ from mlx_router.api.schemas.chat import (
     ResponseFormatIn,
     ToolIn,
 )
+from mlx_router.api.service import ANONYMOUS, Caller
 from mlx_router.api.validation import nearest, parse, shorten
 from mlx_router.config.settings import Settings
 from mlx_router.domain import (
@@ -39,6 +40,7 @@ from mlx_router.domain import (
     ToolChoice,
 )
 from mlx_router.errors import InvalidRequest, UnsupportedParameter
+from mlx_router.runtime.parts import DETAILS, shown_name
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -52,7 +54,7 @@ class ChatCall(Call):
     request: GenerationRequest
 
 
-def chat_call(data: dict[str, Any], settings: Settings, request_id: str = "") -> ChatCall:
+def chat_call(data: dict[str, Any], settings: Settings, caller: Caller = ANONYMOUS) -> ChatCall:
     """Check and translate a request body. Raises InvalidRequest that names the field."""
     ignored = sort_fields(data, ChatCompletionRequest)
     wire = parse_chat(ChatCompletionRequest, data)
@@ -62,7 +64,7 @@ def chat_call(data: dict[str, Any], settings: Settings, request_id: str = "") ->
         wire,
         prompt,
         settings,
-        request_id=request_id,
+        caller=caller,
         stream=how.stream,
         max_tokens=wire.max_completion_tokens or wire.max_tokens,
         logprobs=_logprobs(wire),
@@ -144,9 +146,7 @@ def _part(part: Part, at: str) -> ContentPart:
             image = _present(part.image_url, f"{at}.image_url")
             if isinstance(image, str):
                 return ImagePart(image)
-            return ImagePart(
-                image.url, "high" if image.detail == "original" else image.detail or "auto"
-            )
+            return ImagePart(image.url, DETAILS[image.detail or "auto"], image.pages)
         case "file":
             file = _present(part.file, f"{at}.file")
             if file.file_id is not None:
@@ -154,7 +154,9 @@ def _part(part: Part, at: str) -> ContentPart:
                     f"{at}.file.file_id is refused: there is no file store; send file_data.",
                     param=f"{at}.file.file_id",
                 )
-            return ImagePart(_present(file.file_data, f"{at}.file.file_data"))
+            data = _present(file.file_data, f"{at}.file.file_data")
+            detail = DETAILS[file.detail or "auto"]
+            return ImagePart(data, detail, file.pages, shown_name(file.filename))
         case "input_audio":
             raise UnsupportedParameter(f"{at}: audio input is not supported.", param=at)
         case other:

@@ -111,8 +111,8 @@ def text_logprobs(logprobs: Sequence[TokenLogprob], offset: int = 0) -> dict[str
 
 
 def started_headers(started: Started | None) -> dict[str, str]:
-    """Which model answers, under which memory pressure if any, and why with fewer tokens or
-    messages than asked for, if so."""
+    """Which model answers, under which memory pressure if any, why with fewer tokens or messages
+    than asked for, if so, and what else there is to be said."""
     if started is None:
         return {}
     headers = {"x-mlx-router-model": header_value(started.model)}
@@ -123,15 +123,23 @@ def started_headers(started: Started | None) -> dict[str, str]:
         headers["x-mlx-router-clamped"] = header_value(started.clamped)
     if started.summarized_messages:
         headers["x-mlx-router-summarized"] = str(started.summarized_messages)
+    if started.notices:
+        headers["x-mlx-router-notice"] = header_value(" ".join(started.notices))
     return headers
 
 
-def context_dict(started: Started) -> dict[str, int]:
-    """The ``context`` extension of an answer to a chat whose older messages were summarised."""
-    return {
-        "summarized_messages": started.summarized_messages,
-        "summary_tokens": started.summary_tokens,
-    }
+def prompt_notes(started: Started) -> dict[str, Any]:
+    """What a chat's answer says of its prompt: the extension ``context`` if older messages were
+    summarised, and ``notices`` if there are any."""
+    notes: dict[str, Any] = {}
+    if started.summarized_messages:
+        notes["context"] = {
+            "summarized_messages": started.summarized_messages,
+            "summary_tokens": started.summary_tokens,
+        }
+    if started.notices:
+        notes["notices"] = list(started.notices)
+    return notes
 
 
 def _token(raw: bytes, logprob: float) -> dict[str, Any]:

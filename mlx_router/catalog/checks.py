@@ -10,6 +10,7 @@ from mlx_router.catalog.estimate import MAX_LAYERS
 from mlx_router.catalog.folder import Missing, ModelFolder, Problem
 from mlx_router.catalog.supported import Supported
 from mlx_router.domain import ModelKind
+from mlx_router.errors import INSTALL_VISION
 
 _BERT_LIKE = {
     *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra"),
@@ -52,12 +53,21 @@ def kind_of(
         or _EMBEDDING_NAME.search(name)
     ):
         return ModelKind.EMBEDDING
-    if all(config.get(key) is None for key in _IMAGE_KEYS):
+    if not _made_to_see(config):
         return ModelKind.TEXT
     # Without mlx-vlm the language half of many of these models still serves as a text model.
     if libraries.text.supports(config) and not libraries.vision.supports(config):
         return ModelKind.TEXT
     return ModelKind.VISION
+
+
+def is_blind(kind: ModelKind, config: Mapping[str, Any], libraries: Supported) -> bool:
+    """Whether a model that was made to see is served as one of text, for want of mlx-vlm."""
+    return kind is ModelKind.TEXT and _made_to_see(config) and not libraries.vision.installed
+
+
+def _made_to_see(config: Mapping[str, Any]) -> bool:
+    return any(config.get(key) is not None for key in _IMAGE_KEYS)
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -128,7 +138,7 @@ def check_architecture(
         )
     raise Problem(
         f"{kind.value} models of the architecture {architecture} (config.json) need mlx-vlm: "
-        "uv pip install mlx-vlm"
+        f"{INSTALL_VISION}"
     )
 
 

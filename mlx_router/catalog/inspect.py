@@ -123,6 +123,7 @@ def _inspect(
         problem,
         stated_context,
         prefill_tokens,
+        checks.is_blind(kind, config, libraries),
     )
 
 
@@ -153,6 +154,7 @@ def _card(
     problem: Problem | None,
     stated_context: int | None,
     prefill_tokens: int,
+    blind: bool = False,
 ) -> ModelCard:
     weight_bytes = weights.size_bytes if weights else 0
     context = stated_context or context_length(config, tokenizer_config)
@@ -182,6 +184,7 @@ def _card(
         required_bytes=weight_bytes + working,
         supports_tools=_TOOLS.search(template) is not None,
         supports_reasoning=any(mark in template for mark in _THINKING),
+        blind=blind,
         created=int(created.st_mtime) if created else 0,
         fingerprint=folder.model_fingerprint,
         problem=_sentence(folder, problem),

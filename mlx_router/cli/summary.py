@@ -12,6 +12,7 @@ from pathlib import Path
 from mlx_router.cli.terminal import Terminal, gigabytes, tokens
 from mlx_router.config.settings import Settings
 from mlx_router.domain import ModelCard
+from mlx_router.errors import INSTALL_VISION
 from mlx_router.version import __version__
 
 HEADERS = ("model", "kind", "size", "quant", "context", "needs", "state")
@@ -84,6 +85,10 @@ def show_models(
         terminal.table(HEADERS, [row(card) for card in listed])
     if len(listed) < len(usable):
         terminal.line(f"… and {len(usable) - len(listed)} more; to see them all: mlx-router models")
+    if blind := [card.id for card in usable if card.blind]:
+        names = ", ".join(blind[:SHOWN_PROBLEMS]) + ", …" * (len(blind) > SHOWN_PROBLEMS)
+        terminal.line()
+        terminal.item("Text only without mlx-vlm", f"{names}. Images: {INSTALL_VISION}.", indent=0)
     if unusable:
         terminal.line()
         terminal.line("Cannot be used:", style="yellow")

@@ -23,7 +23,10 @@ _RESTART: dict[str, tuple[str, ...]] = {
     "server": ("ip", "port", "debug", "log_dir", "grace_seconds"),
     "defaults": ("serialize_steps", "state_directory", "wired_limit"),
 }
-_NEXT_LOAD = {"defaults.prefill_step_size", "defaults.max_batch_size", "defaults.warmup_tokens"}
+_NEXT_LOAD = {
+    *("defaults.prefill_step_size", "defaults.prefix_cache_gb"),
+    *("defaults.max_batch_size", "defaults.warmup_tokens"),
+}
 _NEXT_LOAD_OF_MODEL = {
     *("path", "adapter_path", "draft_model", "chat_template", "trust_remote_code"),
     *("context_length", "supports_tools", "supports_vision", "required_memory_gb"),

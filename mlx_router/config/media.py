@@ -31,7 +31,16 @@ class MediaSettings(Section):
         default=1_048_576, description="The same for `detail: auto`, or no word about it."
     )
     high_detail_pixels: Pixels = Field(
-        default=4_194_304, description="The same for `detail: high`, and for pages of PDFs."
+        default=2_359_296, description="The same for `detail: high`, and for pages of PDFs."
+    )
+    max_total_pixels: Pixels = Field(
+        default=50_000_000,
+        description="Pixels of all images of a request together, as they are shown to the model.",
+    )
+    max_pixels_at_once: Pixels = Field(
+        default=100_000_000,
+        description="The same for all requests under way; one that would go beyond gets a 503. A "
+        "pixel takes up to 27 bytes until the answer is there.",
     )
     fetch_urls: bool = Field(
         default=True, description="Fetch images and PDFs that are named by an http(s) URL."

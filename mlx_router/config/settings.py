@@ -110,6 +110,13 @@ class DefaultSettings(Section):
         le=65_536,
         description="Prompt tokens computed between two decoding steps.",
     )
+    prefix_cache_gb: float = Field(
+        default=1.0,
+        ge=0,
+        le=100_000,
+        description="Memory a vision model may keep computed prompts in, in GB, so that a chat "
+        "that goes on is not computed anew; 0: none.",
+    )
     max_batch_size: int = Field(
         default=32, ge=1, le=1024, description="Answers that one model decodes together."
     )

@@ -58,6 +58,7 @@ class ModelCard:
     Sizes are bytes. ``required_bytes`` is what the model takes while it computes a conversation of
     :attr:`usual_tokens`: weights, ``cache_bytes`` of KV cache, and what a step needs besides.
     ``fingerprint`` changes with the model's config and weights; empty for one without files.
+    ``blind``: it was made to see, but mlx-vlm is not installed, so its language half is served.
     ``problem`` says in one sentence why the model cannot be used, naming the file; None if it can.
     """
 
@@ -75,6 +76,7 @@ class ModelCard:
     required_bytes: int = 0
     supports_tools: bool = False
     supports_reasoning: bool = False
+    blind: bool = False
     created: int = 0
     fingerprint: str = ""
     problem: str | None = None

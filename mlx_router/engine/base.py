@@ -39,12 +39,26 @@ class Constraint(Protocol):
     def tool_format(self) -> str | None: ...
 
 
+class Media(Protocol):
+    """The images of a prompt as tensors. A codec makes them; its engine is the only one to look
+    inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt as a model reads it: token ids, an image's among them, and the images."""
+
+    ids: list[int]
+    media: Media | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One sequence to generate. ``prompt`` holds at least one id, all below the vocabulary size
     (checked before: MLX does not check, and an id out of range corrupts memory). A token of
     ``stop_ids`` ends it; they are the codec's ``eos_ids``, or none. ``fork_of``: a job that was
-    added before, with the same prompt, which is then computed once for both."""
+    added before, with the same prompt, which is then computed once for both. ``media`` belongs to
+    the prompt. ``cache_scope``: prompts are reused among jobs of the same scope only."""
 
     id: int
     prompt: Sequence[int]
@@ -54,6 +68,8 @@ class Job:
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
     fork_of: int | None = None
+    media: Media | None = None
+    cache_scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +145,9 @@ class Engine(Protocol):
         """Drop a job before the next step; unknown ids are ignored."""
 
     def step(self) -> list[StepResult]:
-        """One decoding step for all jobs, and at most one slice of prefill. Never raises for the
-        fault of one job: that job's result carries ``error``."""
+        """One decoding step for all jobs, and at most one slice of a text and one of a prompt with
+        images, or one of these. Never raises for the fault of one job: that job's result carries
+        ``error``."""
 
     @property
     def busy(self) -> bool:
@@ -176,7 +193,7 @@ class TextCodec(Protocol):
     eos_ids: frozenset[int]
     sampling: SamplingOptions
 
-    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+    def encode_chat(self, prompt: ChatPrompt) -> Encoded:
         """Render with the model's chat template and tokenise. Raises InvalidRequest."""
 
     def constraint(self, prompt: ChatPrompt, prompt_ids: Sequence[int]) -> Constraint | None:

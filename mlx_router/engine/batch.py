@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.generate import BatchGenerator, StopSequences
 
-from mlx_router.engine.base import StepResult
+from mlx_router.engine.base import Job, StepResult
 from mlx_router.engine.device import WiredLimit, apply_wired_limit, settle
+from mlx_router.engine.prefix import Key, Prefix, PrefixCache, text_key
 from mlx_router.engine.runner import LiveSequence
 from mlx_router.engine.sampling import make_sampler
 
+log = logging.getLogger(__name__)
+
 
 class BatchRunner:
-    """All sequences of a model in one BatchGenerator."""
+    """All sequences of a model in one BatchGenerator. ``prefixes``: where computed prompts are
+    kept, and looked for; it outlives the runner."""
 
     def __init__(
-        self, model: Any, *, prefill_step_size: int, max_batch_size: int, wired_limit: WiredLimit
+        self,
+        model: Any,
+        *,
+        prefill_step_size: int,
+        max_batch_size: int,
+        wired_limit: WiredLimit,
+        prefixes: PrefixCache,
     ) -> None:
         self._wired_limit = wired_limit
+        self._prefixes = prefixes
         self._generator = BatchGenerator(
             model,
             completion_batch_size=max_batch_size,
@@ -41,14 +54,21 @@ class BatchRunner:
         if waiting is not None and not sequence.tokens:
             waiting.append(sequence)
         else:
-            self._insert(sequence, sequence.context)
+            found = self._prefix(sequence)
+            if found is None:
+                self._insert(sequence, sequence.context)
+            else:
+                self._go_on(sequence, found.cache, found.tokens)
 
     def remove(self, job_id: int) -> None:
         forks = self._forks.pop(job_id, [])
         uid = self._uids.pop(job_id, None)
         if uid is not None:
-            del self._live[uid]
-            self._generator.remove([uid])
+            sequence = self._live.pop(uid)
+            worth_keeping = self._prefixes.enabled and bool(sequence.tokens)
+            found = self._generator.remove([uid], return_prompt_caches=worth_keeping)
+            if uid in found:
+                self._keep(sequence, *found[uid])
         for waiting in self._forks.values():
             waiting[:] = [sequence for sequence in waiting if sequence.job.id != job_id]
         for sequence in forks:
@@ -68,7 +88,37 @@ class BatchRunner:
             if response.finish_reason is not None:
                 del self._live[response.uid]
                 del self._uids[sequence.job.id]
+                self._keep(sequence, response.prompt_cache, response.all_tokens)
         return results
+
+    def _prompt_key(self, job: Job) -> Key:
+        return text_key(job.prompt)
+
+    def _prefix(self, sequence: LiveSequence) -> Prefix | None:
+        """What is known of the context of a sequence."""
+        job = sequence.job
+        key = np.concatenate([self._prompt_key(job), text_key(sequence.tokens)])
+        found = self._prefixes.find(job.cache_scope, key)
+        sequence.cached = min(found.tokens, len(job.prompt)) if found is not None else 0
+        return found
+
+    def _keep(self, sequence: LiveSequence, cache: list[Any], tokens: Sequence[int]) -> None:
+        """Keep the cache of a sequence that has ended; it holds ``tokens``."""
+        if not self._prefixes.enabled:
+            return
+        generated = tokens[len(sequence.job.prompt) :]
+        key = np.concatenate([self._prompt_key(sequence.job), text_key(generated)])
+        key = key[: len(tokens)]  # less than the prompt, if it was being computed again
+        try:
+            self._prefixes.keep(sequence.job.cache_scope, key, cache)
+        except Exception:  # out of memory, say: the answer is there, and the next one costs more
+            log.exception("a computed prompt could not be kept")
+            self._prefixes.clear()
+
+    def _go_on(self, sequence: LiveSequence, cache: list[Any], cached: int) -> None:
+        """Compute the rest of a context whose first ``cached`` tokens are in ``cache``."""
+        context = sequence.context
+        self._insert(sequence, context[cached:], context[:cached], cache)
 
     def _insert(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_router.domain import ChatPrompt, ModelCard, SamplingOptions
 from mlx_router.engine import device
-from mlx_router.engine.base import Constraint
+from mlx_router.engine.base import Constraint, Encoded
 from mlx_router.engine.families import output_markers
 from mlx_router.engine.grammar.compiler import Compiler
 from mlx_router.engine.grammar.mask import GrammarConstraint
@@ -58,7 +58,7 @@ class MLXCodec:
                 f"The tokenizer of {card.id} could not be loaded ({type(error).__name__}). "
                 "Download the model again, or look at the log."
             ) from None
-        self._renderer = ChatRenderer(card.id, self._tokenizer, template)
+        self._renderer = self._make_renderer(card, template)
         self.eos_ids: frozenset[int] = frozenset(self._tokenizer.eos_token_ids)
         self.markers = output_markers(self._tokenizer, self._renderer.source, template)
         byte_level = isinstance(self._tokenizer.detokenizer, BPEStreamingDetokenizer)
@@ -72,8 +72,11 @@ class MLXCodec:
             template=self._renderer.source,
         )
 
-    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
-        return self.encode(self._renderer.render(prompt), add_special_tokens=False)
+    def _make_renderer(self, card: ModelCard, template: str | None) -> ChatRenderer:
+        return ChatRenderer(card.id, self._tokenizer, template)
+
+    def encode_chat(self, prompt: ChatPrompt) -> Encoded:
+        return Encoded(self.encode(self._renderer.render(prompt), add_special_tokens=False))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         try:

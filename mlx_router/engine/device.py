@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from typing import Literal
@@ -86,7 +87,10 @@ def begin_thread() -> None:
 @cache
 def versions() -> str:
     """The versions of all that decides how a model computes."""
-    found = (f"{package} {metadata.version(package)}" for package in ("mlx", "mlx-lm"))
+    found = []
+    for package in ("mlx", "mlx-lm", "mlx-vlm"):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
     return ", ".join([*found, f"mlx-router {__version__}"])
 
 

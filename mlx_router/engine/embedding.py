@@ -15,7 +15,8 @@ from mlx_router.domain import FinishReason, ModelCard
 from mlx_router.engine import device
 from mlx_router.engine.base import Job, LoadedModel, Sampling, StepResult
 from mlx_router.engine.loading import dismantle, load_error, vocabulary_size, weight_bytes
-from mlx_router.errors import ModelLoadFailed, RouterError
+from mlx_router.engine.vlm import import_vlm
+from mlx_router.errors import INSTALL_VISION, ModelLoadFailed, RouterError
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +106,14 @@ class EmbeddingEngine:
 
     def _load_model(self) -> None:
         try:
+            import_vlm()
             from mlx_vlm.embedding_loader import load_embedding_model
         except ModuleNotFoundError as error:
             if error.name != "mlx_vlm":
                 raise
             raise ModelLoadFailed(
-                f"{self._card.id} is an embedding model, and these need mlx-vlm. Install it with: "
-                "uv pip install mlx-vlm"
+                f"{self._card.id} is an embedding model, and these need mlx-vlm. Install it: "
+                f"{INSTALL_VISION}."
             ) from None
         self._model = load_embedding_model(self._card.path)
         self._weight_bytes = weight_bytes(self._model)

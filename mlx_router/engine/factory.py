@@ -30,11 +30,20 @@ class MLXFactory:
     def engine(self, card: ModelCard) -> Engine:
         if card.kind is ModelKind.EMBEDDING:
             return EmbeddingEngine(card)
+        if card.kind is ModelKind.VISION:
+            from mlx_router.engine.vision.engine import VisionEngine
+
+            return VisionEngine(card, self._options(card).text)
         return TextEngine(card, self._options(card).text)
 
     def codec(self, card: ModelCard) -> MLXCodec:
         options = self._options(card)
-        return MLXCodec(
+        make: type[MLXCodec] = MLXCodec
+        if card.kind is ModelKind.VISION:
+            from mlx_router.engine.vision.codec import VisionCodec
+
+            make = VisionCodec
+        return make(
             card,
             template=options.chat_template,
             trust_remote_code=options.text.trust_remote_code,

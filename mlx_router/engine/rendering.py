@@ -48,7 +48,7 @@ class ChatRenderer:
         template = template or self._templates.get("default")
         kwargs = dict(prompt.template_kwargs)
         self._check_kwargs(kwargs, template)
-        messages = template_messages(prompt)
+        messages = self._messages(prompt)
         tools = template_tools(prompt.tools) if use_tools else None
         if template is not None:
             if prompt.reasoning_effort is not None:
@@ -61,6 +61,10 @@ class ChatRenderer:
             "chat_template for it in the config.",
             param="messages",
         )
+
+    def _messages(self, prompt: ChatPrompt) -> list[dict[str, Any]]:
+        """The messages as a template is given them."""
+        return template_messages(prompt)
 
     def _render_in_python(
         self,

@@ -21,11 +21,12 @@ from mlx_router.engine.sampling import Processor, RawLogits, make_processors
 @dataclass(slots=True)
 class LiveSequence:
     """A job and how far it has come. After a failed step it goes on from ``tokens``; ``retried``:
-    it has, and no token has come of it since."""
+    it has, and no token has come of it since. ``cached``: prompt tokens that were reused."""
 
     job: Job
     tokens: list[int] = field(default_factory=list)
     retried: bool = False
+    cached: int = 0
     _raw: RawLogits | None = None
     _mask: GrammarMask | None = None
 
@@ -59,6 +60,7 @@ class LiveSequence:
             incomplete=self._mask is not None and self._mask.broken,
             logprob=chosen,
             top_logprobs=top,
+            cached_tokens=0 if self.tokens else self.cached,
         )
 
 
@@ -71,7 +73,8 @@ class Runner(Protocol):
         """Drop a sequence before the next step; unknown ids are ignored."""
 
     def step(self) -> list[StepResult]:
-        """One step. May raise; then the runner is of no further use but for close()."""
+        """One step. May raise; then the runner is of no further use but for close(). A sequence
+        that failed by itself has a result with ``error``, and is gone."""
 
     def close(self) -> None: ...
 

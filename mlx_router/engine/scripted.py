@@ -183,7 +183,7 @@ class ScriptedFactory:
         return self.engines[-1]
 
     def codec(self, card: ModelCard) -> ScriptedCodec:
-        return ScriptedCodec()
+        return ScriptedCodec(sees=card.supports_vision)
 
 
 def scripted_cards() -> list[ModelCard]:
@@ -192,7 +192,7 @@ def scripted_cards() -> list[ModelCard]:
         ModelCard(
             id=name,
             path=Path("scripted"),
-            kind=ModelKind.TEXT,
+            kind=kind,
             architecture="scripted",
             context_length=32768,
             required_bytes=50_000_000,
@@ -200,7 +200,11 @@ def scripted_cards() -> list[ModelCard]:
             supports_reasoning=True,
             created=1_700_000_000,
         )
-        for name in ("scripted", "scripted-2")
+        for name, kind in (
+            ("scripted", ModelKind.TEXT),
+            ("scripted-2", ModelKind.TEXT),
+            ("scripted-vision", ModelKind.VISION),
+        )
     ]
 
 

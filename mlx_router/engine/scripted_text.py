@@ -12,8 +12,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlx_router.domain import ChatPrompt, ImagePart, Message, NamedTool, SamplingOptions
-from mlx_router.engine.base import OutputMarkers
+from mlx_router.domain import (
+    ChatPrompt,
+    Message,
+    NamedTool,
+    Picture,
+    SamplingOptions,
+    TextPart,
+)
+from mlx_router.engine.base import Encoded, OutputMarkers
 from mlx_router.engine.scripted_values import example
 from mlx_router.errors import InvalidRequest
 
@@ -98,14 +105,24 @@ class ScriptedDetokenizer:
 
 
 class ScriptedCodec:
-    """Implements :class:`mlx_router.engine.base.TextCodec`: bytes, and common English words."""
+    """Implements :class:`mlx_router.engine.base.TextCodec`: bytes, and common English words.
+
+    ``sees``: takes images. Of them, a chat's ids tell the sizes.
+    """
 
     markers = OutputMarkers("<think>", "</think>", "hermes")
     eos_ids = frozenset((EOS,))
     sampling = SamplingOptions()
 
-    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
-        return [CHAT, *encode(json.dumps(_written(prompt), ensure_ascii=False))]
+    def __init__(self, *, sees: bool = False) -> None:
+        self._readable = (TextPart, Picture) if sees else (TextPart,)
+
+    def encode_chat(self, prompt: ChatPrompt) -> Encoded:
+        if not all(isinstance(part, self._readable) for part in prompt.parts):
+            raise InvalidRequest(
+                "This model has no vision: it cannot take images.", param="messages"
+            )
+        return Encoded([CHAT, *encode(json.dumps(_written(prompt), ensure_ascii=False))])
 
     def constraint(self, prompt: ChatPrompt, prompt_ids: Sequence[int]) -> None:
         """None: what is scripted has the right form by itself."""
@@ -137,6 +154,8 @@ def _written(prompt: ChatPrompt) -> dict[str, Any]:
     written: dict[str, Any] = {
         "messages": [{"role": m.role, "content": _content(m)} for m in prompt.messages],
     }
+    if prompt.pictures:
+        written["images"] = [f"{one.width}x{one.height}" for one in prompt.pictures]
     if prompt.tools and choice != "none":
         written["tools"] = {t.name: dict(t.parameters or {}) for t in prompt.tools}
         written["tool_choice"] = [choice.name] if isinstance(choice, NamedTool) else choice
@@ -149,10 +168,6 @@ def _written(prompt: ChatPrompt) -> dict[str, Any]:
 
 
 def _content(message: Message) -> str:
-    if isinstance(message.content, tuple) and any(
-        isinstance(part, ImagePart) for part in message.content
-    ):
-        raise InvalidRequest("This model has no vision: it cannot take images.", param="messages")
     calls = [f"{call.name}({call.arguments})" for call in message.tool_calls]
     return "\n".join(filter(None, (message.text, *calls)))
 
@@ -178,7 +193,12 @@ def _answer(chat: Mapping[str, Any]) -> str:
     if last["role"] == "tool":
         return f"The tool's result: {last['content']}"
     echo = " ".join(last["content"].split()[:12])
-    return f'You said: "{echo}". {CANNED}' if echo else CANNED
+    said = f'You said: "{echo}". {CANNED}' if echo else CANNED
+    return _sight(chat["images"]) + said if "images" in chat else said
+
+
+def _sight(sizes: Sequence[str]) -> str:
+    return f"I see {len(sizes)} image{'s' * (len(sizes) != 1)}: {', '.join(sizes)}. "
 
 
 def _called(chat: Mapping[str, Any], question: str) -> list[str]:

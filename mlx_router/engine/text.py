@@ -20,6 +20,7 @@ from mlx_router.engine.loading import (
     vocabulary_size,
     weight_bytes,
 )
+from mlx_router.engine.prefix import PrefixCache
 from mlx_router.engine.probe import try_batching
 from mlx_router.engine.runner import LiveSequence, Runner
 from mlx_router.errors import RouterError
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 class TextEngineOptions:
     """How a model is loaded and driven. ``prefill_step_size`` is in tokens: all streams of a model
     wait while one slice of a prompt is computed. ``batch_trial``: what an earlier load found out;
-    it is tried again if that was with other versions."""
+    it is tried again if that was with other versions. ``prefix_cache_bytes``: for computed prompts,
+    to be reused."""
 
     prefill_step_size: int = 512
     max_batch_size: int = 32
@@ -39,6 +41,7 @@ class TextEngineOptions:
     adapter_path: Path | None = None
     trust_remote_code: bool = False
     batch_trial: BatchTrial | None = None
+    prefix_cache_bytes: int = 0
 
 
 class TextEngine:
@@ -49,6 +52,7 @@ class TextEngine:
         self._options = options or TextEngineOptions()
         self._model: Any = None
         self._runner: Runner | None = None
+        self._prefixes = PrefixCache(self._options.prefix_cache_bytes)
         self._live: dict[int, LiveSequence] = {}
         self._weight_bytes = 0
         self._batches = True
@@ -99,11 +103,11 @@ class TextEngine:
             self._recover()
             return failed
         for result in results:
-            assert result.token is not None
             sequence = self._live[result.job_id]
-            sequence.tokens.append(result.token)
-            sequence.retried = False
-            if result.finish is not None:
+            if result.token is not None:
+                sequence.tokens.append(result.token)
+                sequence.retried = False
+            if result.finish is not None or result.error is not None:
                 del self._live[result.job_id]
         return failed + results
 
@@ -112,13 +116,15 @@ class TextEngine:
         return bool(self._live or self._failed)
 
     def memory_bytes(self) -> int:
-        return self._weight_bytes
+        return self._weight_bytes + self._prefixes.nbytes
 
     def drop_caches(self) -> None:
+        self._prefixes.clear()
         device.drop_cache()
 
     def close(self) -> None:
         self._live.clear()
+        self._prefixes.clear()
         try:
             if self._runner is not None:
                 self._runner.close()
@@ -167,6 +173,7 @@ class TextEngine:
             prefill_step_size=step_size,
             max_batch_size=self._options.max_batch_size,
             wired_limit=self._options.wired_limit,
+            prefixes=self._prefixes,
         )
 
     def _insert(self, sequence: LiveSequence) -> None:

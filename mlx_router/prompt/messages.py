@@ -6,26 +6,28 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_router.domain import ChatPrompt, ImagePart, Message, TextPart, Tool, ToolCall
+from mlx_router.domain import ChatPrompt, Message, TextPart, Tool, ToolCall
 from mlx_router.errors import InvalidRequest
+
+Content = str | list[dict[str, str]]
 
 
 def template_messages(prompt: ChatPrompt, *, keep_parts: bool = False) -> list[dict[str, Any]]:
     """The messages of ``prompt`` for a chat template.
 
-    Content is always a string, of parts joined, or with ``keep_parts`` (for models that see) a
-    list of parts where the message has parts. A developer's message is the system's, and several
-    system messages at the start are one: many templates allow no more. Arguments of tool calls
-    are objects where they are valid JSON. Raises InvalidRequest for an image without
-    ``keep_parts``.
+    Content is a string, of parts joined; only with ``keep_parts`` (for models that see) it is a
+    list of ``text`` and ``image`` parts, where the message has an image. A developer's message is
+    the system's, and several system messages at the start are one: many templates allow no more.
+    Arguments of tool calls are objects where they are valid JSON. Raises InvalidRequest for an
+    image without ``keep_parts``.
     """
     names: dict[str, str] = {}  # of the functions called, by call id
     messages: list[dict[str, Any]] = []
     for message in prompt.messages:
         written = _message(message, names, keep_parts=keep_parts)
         first = messages[0] if len(messages) == 1 else None
-        if first and _joins(first, written):
-            first["content"] += "\n\n" + written["content"]
+        if first and first["role"] == written["role"] == "system":
+            first["content"] = _joined(first["content"], written["content"])
         else:
             messages.append(written)
     return messages
@@ -46,11 +48,18 @@ def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     ]
 
 
-def _joins(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return all(
-        message["role"] == "system" and isinstance(message["content"], str)
-        for message in (first, second)
-    )
+def _joined(first: Content, second: Content) -> Content:
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return [*_as_parts(first), _text("\n\n"), *_as_parts(second)]
+
+
+def _as_parts(content: Content) -> list[dict[str, str]]:
+    return [_text(content)] if isinstance(content, str) else content
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
 
 
 def _message(message: Message, names: dict[str, str], *, keep_parts: bool) -> dict[str, Any]:
@@ -71,22 +80,22 @@ def _message(message: Message, names: dict[str, str], *, keep_parts: bool) -> di
     return written
 
 
-def _content(message: Message, *, keep_parts: bool) -> str | list[dict[str, str]]:
+def _content(message: Message, *, keep_parts: bool) -> Content:
     content = message.content
     if content is None or isinstance(content, str):
         return content or ""
+    if all(isinstance(part, TextPart) for part in content):
+        return message.text
     if keep_parts:
         return [
-            {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+            _text(part.text) if isinstance(part, TextPart) else {"type": "image"}
             for part in content
         ]
-    if any(isinstance(part, ImagePart) for part in content):
-        raise InvalidRequest(
-            "This model has no vision: it cannot take images. Send text only, or choose a model "
-            "of kind vision from /v1/models.",
-            param="messages",
-        )
-    return message.text
+    raise InvalidRequest(
+        "This model has no vision: it cannot take images. Send text only, or choose a model "
+        "of kind vision from /v1/models.",
+        param="messages",
+    )
 
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from mlx_router.domain import (
     ImagePart,
     ModelCard,
     ModelKind,
+    Picture,
     Pressure,
 )
-from mlx_router.errors import InvalidRequest, UnsupportedParameter
+from mlx_router.errors import INSTALL_VISION, InvalidRequest, UnsupportedParameter
 from mlx_router.runtime.generation import Plan
 from mlx_router.runtime.limits import (
     TokenLimit,
@@ -32,19 +33,22 @@ def check_ability(card: ModelCard, request: GenerationRequest, settings: Setting
     prompt = request.prompt
     if not isinstance(prompt, ChatPrompt):
         return
-    if any(
-        isinstance(part, ImagePart)
-        for message in prompt.messages
-        if isinstance(message.content, tuple)
-        for part in message.content
-    ):
-        raise InvalidRequest(
-            f"{card.id} cannot see images; ask a model of kind vision.", param="messages"
-        )
+    check_sight(card, prompt)
     if prompt.tools and not settings.defaults.enable_function_calling:
         raise UnsupportedParameter(
             "Tools are switched off on this server (enable_function_calling).", param="tools"
         )
+
+
+def check_sight(card: ModelCard, prompt: ChatPrompt) -> None:
+    """Raises InvalidRequest for images to a model that sees none."""
+    if card.kind is ModelKind.VISION:
+        return
+    if any(isinstance(part, ImagePart | Picture) for part in prompt.parts):
+        what = "; ask a model of kind vision."
+        if card.blind:
+            what = f", since mlx-vlm is not installed here. To install it: {INSTALL_VISION}."
+        raise InvalidRequest(f"{card.id} cannot see images{what}", param="messages")
 
 
 def make_plan(

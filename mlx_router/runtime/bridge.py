@@ -23,6 +23,7 @@ class Bridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._open: set[AsyncGenerator[Any, None]] = set()  # handed out, and not used up
 
     def bind(self) -> None:
         """Use the running loop. Raises RuntimeError if another one is in use already."""
@@ -86,6 +87,7 @@ class Bridge:
         """As :meth:`stream`, for a caller without a loop."""
         loop = self._ensure()
         generator = make()
+        self._open.add(generator)
         try:
             while True:
                 try:
@@ -94,6 +96,7 @@ class Bridge:
                     return
                 yield item
         finally:
+            self._open.discard(generator)
             if loop is self._loop:  # else it was stopped, and has closed the generator
                 self.wait(generator.aclose())
 
@@ -101,6 +104,7 @@ class Bridge:
         """The items of a generator that lives on the router's loop."""
         loop = self._ensure()
         generator = make()
+        self._open.add(generator)
         try:
             while True:
                 try:
@@ -109,6 +113,7 @@ class Bridge:
                     return
                 yield item
         finally:
+            self._open.discard(generator)
             if loop is self._loop:
                 await self.run(generator.aclose())
 
@@ -120,7 +125,7 @@ class Bridge:
                 return
             self._loop = self._thread = None
         with suppress(Exception):
-            asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(timeout=5.0)
+            asyncio.run_coroutine_threadsafe(_end(list(self._open)), loop).result(timeout=5.0)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -148,9 +153,14 @@ async def _next(generator: AsyncGenerator[T, None]) -> T:
     return await anext(generator)
 
 
-async def _cancel_all() -> None:
+async def _end(generators: list[AsyncGenerator[Any, None]]) -> None:
+    """Cancel what runs, and close what was left open: from the outside in, since the loop would
+    close those within others at the same time as these."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    for generator in generators:
+        with suppress(Exception):
+            await generator.aclose()
     await asyncio.get_running_loop().shutdown_asyncgens()

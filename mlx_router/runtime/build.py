@@ -10,7 +10,7 @@ from mlx_router.catalog.catalog import Catalog, ModelOverride
 from mlx_router.catalog.observed import Observed, ObservedBatching, ObservedMemory, ObservedModels
 from mlx_router.catalog.stores import hugging_face_cache, lm_studio_folders
 from mlx_router.config.settings import ModelSettings, Settings
-from mlx_router.domain import GIB, MLXMemory, ModelCard
+from mlx_router.domain import GIB, MLXMemory, ModelCard, ModelKind
 from mlx_router.engine.base import BatchTrial, EngineFactory, LoadedModel
 from mlx_router.memory.monitor import ResourceMonitor
 from mlx_router.memory.policy import MemoryPolicy
@@ -19,15 +19,17 @@ from mlx_router.runtime.residents import ResidentOptions
 from mlx_router.scheduling import Limits, Wanted
 
 DEMO_MODEL = "demo"
-_DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "model"
+_DEMO = Path(__file__).parent.parent / "demo"
+_DEMO_MODELS = {DEMO_MODEL: _DEMO / "model", "demo-vision": _DEMO / "vision"}
 
 
 def with_demo(settings: Settings) -> Settings:
-    """The settings with the built-in demo model added; it is the default model unless another
-    one is configured."""
-    entry = settings.models.get(DEMO_MODEL, ModelSettings())
-    demo = entry.model_copy(update={"path": str(_DEMO_FOLDER)})
-    models = {**settings.models, DEMO_MODEL: demo}
+    """The settings with the built-in demo models added; the one for text is the default model
+    unless another one is configured."""
+    models = dict(settings.models)
+    for name, folder in _DEMO_MODELS.items():
+        entry = models.get(name, ModelSettings())
+        models[name] = entry.model_copy(update={"path": str(folder)})
     update: dict[str, object] = {"models": models}
     if settings.defaults.model is None:
         update["defaults"] = settings.defaults.model_copy(update={"model": DEMO_MODEL})
@@ -186,6 +188,9 @@ def make_factory(settings: Settings, engine: str, catalog: Catalog) -> EngineFac
                 adapter_path=Path(entry.adapter_path).expanduser() if entry.adapter_path else None,
                 trust_remote_code=entry.trust_remote_code,
                 batch_trial=_batch_trial(catalog, card),
+                prefix_cache_bytes=int(defaults.prefix_cache_gb * GIB)
+                if card.kind is ModelKind.VISION
+                else 0,
             ),
             chat_template=entry.chat_template,
         )

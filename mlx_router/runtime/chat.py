@@ -16,19 +16,18 @@ from mlx_router.domain import (
     FinishReason,
     GenerationEvent,
     GenerationRequest,
-    ImagePart,
     Message,
     NamedTool,
     ResponseFormat,
     SamplingOptions,
     Started,
-    TextPart,
     Tool,
     ToolCall,
     ToolChoice,
     Usage,
 )
 from mlx_router.errors import InvalidRequest
+from mlx_router.runtime.parts import read_part
 
 T = TypeVar("T")
 Messages = str | Sequence[Message | Mapping[str, Any]]
@@ -66,7 +65,8 @@ class ChatOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ChatResult:
-    """A whole answer. ``summarized_messages``: how many a summary took the place of."""
+    """A whole answer. ``summarized_messages``: how many a summary took the place of. ``notices``
+    are sentences about the prompt, such as that only the first pages of a PDF were read."""
 
     model: str
     content: str
@@ -76,6 +76,7 @@ class ChatResult:
     usage: Usage
     token_ids: tuple[int, ...]
     summarized_messages: int = 0
+    notices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.content
@@ -139,6 +140,7 @@ async def collect(events: AsyncIterator[GenerationEvent]) -> ChatResult:
     """Wait for the whole of an answer's first choice."""
     model, usage, reason = "", Usage(), FinishReason.STOP
     summarized = 0
+    notices: tuple[str, ...] = ()
     content: list[str] = []
     reasoning: list[str] = []
     token_ids: list[int] = []
@@ -146,6 +148,7 @@ async def collect(events: AsyncIterator[GenerationEvent]) -> ChatResult:
     async for event in events:
         if isinstance(event, Started):
             model, summarized = event.model, event.summarized_messages
+            notices = event.notices
         elif isinstance(event, Delta):
             content.append(event.content)
             reasoning.append(event.reasoning)
@@ -168,6 +171,7 @@ async def collect(events: AsyncIterator[GenerationEvent]) -> ChatResult:
         usage=usage,
         token_ids=tuple(token_ids),
         summarized_messages=summarized,
+        notices=notices,
     )
 
 
@@ -182,7 +186,7 @@ def _message(value: Message | Mapping[str, Any]) -> Message:
     content = value.get("content")
     return Message(
         role,
-        content if content is None or isinstance(content, str) else tuple(map(_part, content)),
+        content if content is None or isinstance(content, str) else tuple(map(read_part, content)),
         name=value.get("name"),
         tool_calls=tuple(
             ToolCall(call["id"], call["function"]["name"], _json(call["function"]["arguments"]))
@@ -202,17 +206,6 @@ def _read(read: Callable[[Any], T], values: Iterable[Any], param: str) -> tuple[
             what = f"lacks {error}" if isinstance(error, KeyError) else "is not of OpenAI's shape"
             raise InvalidRequest(f"{param}[{index}] {what}.", param=param) from None
     return tuple(found)
-
-
-def _part(part: Mapping[str, Any]) -> TextPart | ImagePart:
-    if part.get("type") == "text":
-        return TextPart(part["text"])
-    if part.get("type") == "image_url":
-        image = part["image_url"]
-        return ImagePart(image if isinstance(image, str) else image["url"])
-    raise InvalidRequest(
-        f"A content part's type is text or image_url, not {part.get('type')!r}.", param="messages"
-    )
 
 
 def _tool(value: Tool | Mapping[str, Any]) -> Tool:

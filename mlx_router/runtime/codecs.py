@@ -36,7 +36,7 @@ class Vocabulary:
         """``add_special_tokens`` is about plain text: a chat template writes its own. Raises
         InvalidRequest for a chat that the model's template refuses."""
         if isinstance(prompt, ChatPrompt):
-            return self.codec.encode_chat(prompt)
+            return self.codec.encode_chat(prompt).ids
         if prompt.text is not None:
             return self.codec.encode(prompt.text, add_special_tokens=add_special_tokens)
         return list(prompt.token_ids)

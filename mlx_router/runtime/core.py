@@ -10,18 +10,25 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
 from mlx_router.catalog.catalog import Catalog
 from mlx_router.config.settings import Settings
-from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard, ModelState, Prompt
+from mlx_router.domain import (
+    ChatPrompt,
+    GenerationEvent,
+    GenerationRequest,
+    ModelCard,
+    ModelState,
+    Prompt,
+)
 from mlx_router.engine.base import EngineFactory
 from mlx_router.errors import ModelNotFound, RouterError, ShuttingDown
 from mlx_router.memory.monitor import ResourceMonitor
-from mlx_router.runtime.admission import check_ability, make_plan
+from mlx_router.runtime.admission import check_ability, check_sight, make_plan
 from mlx_router.runtime.budget import MemoryBudget
 from mlx_router.runtime.build import limits, observe, resident_options, wanted
 from mlx_router.runtime.codecs import Codecs, Vocabulary
@@ -30,6 +37,7 @@ from mlx_router.runtime.finder import Finder
 from mlx_router.runtime.fleet import Fleet
 from mlx_router.runtime.generation import Plan, run
 from mlx_router.runtime.limits import check_request
+from mlx_router.runtime.pictures import Pictures, has_images
 from mlx_router.runtime.readahead import ReadAhead
 from mlx_router.runtime.resident import Resident
 from mlx_router.runtime.summarize import within_context
@@ -69,6 +77,7 @@ class Core:
             lambda card: self._codecs.get(card),
         )
         self._codecs = Codecs(factory, self._loader)
+        self._pictures = Pictures(settings.media)
         self.finder = Finder(settings, catalog, self.fleet, monitor)
         self._grace: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -92,13 +101,30 @@ class Core:
             card = await self.finder.find_here(request.model)
         check_ability(card, request, self._settings)
         plan = self._plan(card, request)
+        began = time.perf_counter()
+        # Before a lease: what is no image costs nobody's model its place.
+        async with self._pictures.shown(request.prompt, plan.timeout) as (prompt, notices):
+            if prompt is not request.prompt:
+                left = plan.timeout - (time.perf_counter() - began)
+                plan = self._plan(card, replace(request, prompt=prompt))
+                plan = replace(plan, notices=notices, timeout=max(left, 0.001))
+            async with aclosing(self._answer(card, plan, arrived)) as events:
+                async for event in events:
+                    yield event
+
+    async def _answer(
+        self, card: ModelCard, plan: Plan, arrived: float
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        prompt = plan.request.prompt
+        sees = isinstance(prompt, ChatPrompt) and bool(prompt.pictures)
+        encode_in: Executor = self._pictures.encoder if sees else self._executor
         async with self.lease(card, plan.timeout) as (resident, timeout):
             plan = replace(plan, timeout=timeout)
             start = partial(
                 run, compile_in=self._compiler, new_id=self.fleet.new_id, arrived=arrived
             )
             plan_for = partial(self._plan, card)
-            events = within_context(plan, resident, self._executor, start, plan_for, self._settings)
+            events = within_context(plan, resident, encode_in, start, plan_for, self._settings)
             async with aclosing(events):
                 async for event in events:
                     yield event
@@ -137,6 +163,7 @@ class Core:
         self._settings, self._catalog = settings, catalog
         self.finder.configure(settings, catalog)
         self._codecs = Codecs(factory, self._loader)
+        self._pictures.configure(settings.media)
         self.fleet.configure(
             limits(settings),
             lambda card: wanted(card, settings),
@@ -166,8 +193,13 @@ class Core:
     ) -> list[int]:
         """See :meth:`MLXModelManager.tokenize`."""
         words = await self._vocabulary(model)
-        encode = partial(words.encode, prompt, add_special_tokens=add_special_tokens)
-        return await self._loop.run_in_executor(self._executor, encode)
+        executor: Executor = self._executor
+        if isinstance(prompt, ChatPrompt) and has_images(prompt):
+            check_sight(await self.finder.find(model), prompt)
+            executor = self._pictures.encoder
+        async with self._pictures.shown(prompt, self._settings.defaults.timeout) as (shown, _):
+            encode = partial(words.encode, shown, add_special_tokens=add_special_tokens)
+            return await self._loop.run_in_executor(executor, encode)
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> str:
         """See :meth:`MLXModelManager.detokenize`."""
@@ -222,5 +254,6 @@ class Core:
         if self._grace is not None:
             self._grace.cancel()
         await self.fleet.close()
+        self._pictures.close()
         for executor in (self._executor, self._loader, self._compiler):
             executor.shutdown(wait=False, cancel_futures=True)

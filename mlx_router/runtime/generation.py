@@ -17,7 +17,7 @@ from mlx_router.domain import (
     Pressure,
     Started,
 )
-from mlx_router.engine.base import Constraint, Job, Sampling, TextCodec
+from mlx_router.engine.base import Constraint, Encoded, Job, Sampling, TextCodec
 from mlx_router.errors import InvalidRequest, RequestTimeout
 from mlx_router.parsing import CHANNELLED, OutputParser
 from mlx_router.runtime.answer import Answer, Choice
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What was decided for a request before it touches the model. ``limit`` maps the number of
-    prompt tokens to the token limit of the answer; ``timeout`` in seconds."""
+    prompt tokens to the token limit of the answer; ``timeout`` in seconds; ``notices`` are for the
+    client."""
 
     request: GenerationRequest
     sampling: Callable[[TextCodec], Sampling]
@@ -38,6 +39,7 @@ class Plan:
     pressure: Pressure
     timeout: float
     chunk_tokens: int
+    notices: tuple[str, ...] = ()
 
 
 async def run(
@@ -58,7 +60,15 @@ async def run(
     assert codec is not None
     assert model is not None
     loop = asyncio.get_running_loop()
-    ids = await loop.run_in_executor(executor, _encode, request, codec)
+    deadline = loop.time() + plan.timeout
+    try:
+        async with asyncio.timeout_at(deadline):
+            encoded = await loop.run_in_executor(executor, _encode, request, codec)
+    except TimeoutError:
+        raise RequestTimeout(
+            f"The prompt was not read within {plan.timeout:.3g} seconds."
+        ) from None
+    ids = encoded.ids
     check_token_ids(ids, model.vocab_size, "prompt")
     check_token_ids(request.logit_bias, model.vocab_size, "logit_bias")
     limit = plan.limit(len(ids))
@@ -67,7 +77,7 @@ async def run(
     constraint = None
     if isinstance(request.prompt, ChatPrompt) and request.prompt.restricts_answer:
         try:
-            async with asyncio.timeout(plan.timeout):
+            async with asyncio.timeout_at(deadline):
                 constraint = await loop.run_in_executor(
                     compile_in, codec.constraint, request.prompt, ids
                 )
@@ -80,8 +90,8 @@ async def run(
     sampling = plan.sampling(codec)
     answer = Answer(len(ids), resident.drop)
     answer.queued_seconds = time.perf_counter() - arrived
-    _start(plan, resident, codec, answer, ids, limit, sampling, constraint, new_id)
-    timer = loop.call_later(plan.timeout, _on_timeout, answer, plan.timeout)
+    _start(plan, resident, codec, answer, encoded, limit, sampling, constraint, new_id)
+    timer = loop.call_at(deadline, _on_timeout, answer, plan.timeout)
     try:
         yield Started(
             model=resident.card.id,
@@ -90,6 +100,7 @@ async def run(
             pressure=plan.pressure,
             clamped=limit.clamped,
             prompt_token_ids=tuple(ids),
+            notices=plan.notices,
         )
         async for event in answer:
             if isinstance(event, Completed):
@@ -105,7 +116,7 @@ def _start(
     resident: Resident,
     codec: TextCodec,
     answer: Answer,
-    ids: list[int],
+    encoded: Encoded,
     limit: TokenLimit,
     sampling: Sampling,
     constraint: Constraint | None,
@@ -117,19 +128,21 @@ def _start(
     tool_format = codec.markers.tool_format if chat is not None else None
     if constraint is not None and constraint.tool_format is not None:
         tool_format = constraint.tool_format
-    in_reasoning = chat is not None and codec.starts_in_reasoning(ids)
+    in_reasoning = chat is not None and codec.starts_in_reasoning(encoded.ids)
     jobs: list[Job] = []
     for index in range(request.n):
         seed = None if sampling.seed is None else sampling.seed + index
         job = Job(
             id=new_id(),
-            prompt=ids,
+            prompt=encoded.ids,
             max_tokens=limit.max_tokens,
             sampling=replace(sampling, seed=seed),
             logprobs=request.logprobs,
             stop_ids=frozenset() if request.ignore_eos else codec.eos_ids,
             constraint=constraint,
             fork_of=jobs[0].id if jobs else None,
+            media=encoded.media,
+            cache_scope=request.cache_scope,
         )
         parser = OutputParser(
             codec.markers.think_start if chat is not None else None,
@@ -155,18 +168,18 @@ def _start(
     resident.thread.add(*jobs)
 
 
-def _encode(request: GenerationRequest, codec: TextCodec) -> list[int]:
+def _encode(request: GenerationRequest, codec: TextCodec) -> Encoded:
     """Prompt to token ids, on a CPU thread. Raises InvalidRequest."""
     prompt = request.prompt
     if isinstance(prompt, ChatPrompt):
-        ids = codec.encode_chat(prompt)
+        encoded = codec.encode_chat(prompt)
     elif prompt.text is not None:
-        ids = codec.encode(prompt.text)
+        encoded = Encoded(codec.encode(prompt.text))
     else:
-        ids = list(prompt.token_ids)
-    if not ids:
+        encoded = Encoded(list(prompt.token_ids))
+    if not encoded.ids:
         raise InvalidRequest("The prompt is empty.", param="prompt")
-    return ids
+    return encoded
 
 
 def _log_speed(event: Completed) -> None:

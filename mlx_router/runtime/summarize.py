@@ -209,6 +209,7 @@ class Summarizer:
                 sampling=SamplingOptions(temperature=0.0),
                 max_tokens=limit,
                 timeout=request.timeout,
+                cache_scope=request.cache_scope,
             )
         )
         content, reasoning, tokens = "", "", 0
@@ -236,7 +237,8 @@ class Summarizer:
 
     async def _count(self, prompt: ChatPrompt) -> int:
         loop = asyncio.get_running_loop()
-        return len(await loop.run_in_executor(self.executor, self._codec.encode_chat, prompt))
+        encoded = await loop.run_in_executor(self.executor, self._codec.encode_chat, prompt)
+        return len(encoded.ids)
 
 
 def _asking(question: str) -> ChatPrompt:

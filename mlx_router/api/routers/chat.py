@@ -12,7 +12,7 @@ from mlx_router.api.openapi import errors, json_body, streamable
 from mlx_router.api.respond import respond
 from mlx_router.api.schemas.answers import ChatCompletion, ChatCompletionChunk
 from mlx_router.api.schemas.chat import ChatCompletionRequest
-from mlx_router.api.service import service_of
+from mlx_router.api.service import caller_of, service_of
 from mlx_router.api.translate import chat_call
 
 router = APIRouter(tags=["chat"])
@@ -64,7 +64,7 @@ async def create_chat_completion(request: Request) -> Response:
     """
     service = service_of(request)
     data = await read_json(request.receive)
-    call = chat_call(data, service.settings, request.scope.get("mlx_router.request_id", ""))
+    call = chat_call(data, service.settings, caller_of(request))
 
     def shows_reasoning(model: str) -> bool:
         return service.settings.for_model(model).reasoning_response != "disable"

@@ -14,7 +14,7 @@ from mlx_router.api.openapi import errors, json_body, streamable
 from mlx_router.api.respond import respond
 from mlx_router.api.schemas.answers import Completion, CompletionChunk
 from mlx_router.api.schemas.completions import CompletionRequest
-from mlx_router.api.service import service_of
+from mlx_router.api.service import caller_of, service_of
 from mlx_router.api.stream import unless_client_leaves
 from mlx_router.domain import TextPrompt
 from mlx_router.errors import InvalidRequest
@@ -43,7 +43,7 @@ async def create_completion(request: Request) -> Response:
     extensions. Several prompts are answered together."""
     service = service_of(request)
     data = await read_json(request.receive)
-    call = completion_call(data, service.settings, request.scope.get("mlx_router.request_id", ""))
+    call = completion_call(data, service.settings, caller_of(request))
     echoes = await _echoes(request, call)
     return await respond(
         request,

@@ -3,7 +3,7 @@ and the tests hold them against these models."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -108,6 +108,12 @@ class ContextOut(Answer):
     summary_tokens: int = Field(description="Generated for the summary; not part of usage.")
 
 
+Notices = Annotated[
+    list[str] | None,
+    Field(description="Sentences about the prompt, such as that a PDF was cut; only if any."),
+]
+
+
 class ChatCompletion(Answer):
     id: str
     object: Literal["chat.completion"]
@@ -118,6 +124,7 @@ class ChatCompletion(Answer):
     system_fingerprint: str
     timings: TimingsOut
     context: ContextOut | None = None
+    notices: Notices = None
     prompt_token_ids: list[int] | None = None
 
 
@@ -165,6 +172,7 @@ class ChatCompletionChunk(Answer):
     usage: UsageOut | None = Field(None, description="With stream_options.include_usage.")
     timings: TimingsOut | None = None
     context: ContextOut | None = None
+    notices: Notices = None
     prompt_token_ids: list[int] | None = None
 
 

@@ -21,28 +21,47 @@ ChoiceType = Annotated[
 ]
 
 
+Pages = Annotated[str, Field(max_length=1000)]
+
+
+Detail = Literal["auto", "low", "high", "original"]
+
+
 class ImageUrl(Wire):
-    url: str = Field(description="A data URI (images, PDF) or an http(s) URL.")
-    detail: Literal["auto", "low", "high", "original"] | None = Field(
+    url: str = Field(description="A data URI or an http(s) URL, of an image or a PDF.")
+    detail: Detail | None = Field(
         "auto", description="How large the model sees it; original is taken for high."
+    )
+    pages: Pages | None = Field(
+        None, description="Extension: which pages of a PDF, as in 2-4,7; absent: the first ones."
     )
 
 
 class FileData(Wire):
-    file_data: str | None = Field(None, description="A data URI, for example of a PDF.")
+    file_data: str | None = Field(
+        None, description="A PDF or an image: a data URI, or its bytes in base64."
+    )
     file_id: Refused = Field(None, description="Refused: there is no file store.")
-    filename: str | None = Field(None, description="Without effect.")
+    filename: Annotated[str, Field(max_length=4096)] | None = Field(
+        None, description="What the answer calls it, if there is something to say about it."
+    )
+    detail: Detail | None = Field(
+        "auto", description="How large the model sees it; original is taken for high."
+    )
+    pages: Pages | None = Field(
+        None, description="Extension: which pages, as in 2-4,7; absent: the first ones."
+    )
 
 
 class Part(Wire):
-    """A part of a message: ``text``, ``image_url`` or ``file`` (a PDF as data URI)."""
+    """A part of a message: ``text``, ``image_url`` (an image or a PDF) or ``file`` (the same)."""
 
     type: PartType = Field(description="What the part is: it needs the field of that name.")
     text: str | None = Field(None, description="Of a text.")
     image_url: ImageUrl | str | None = Field(
         None, description="An object with url and detail, or just the URL."
     )
-    file: FileData | None = Field(None, description="A PDF.")
+    file: FileData | None = Field(None, description="A PDF or an image.")
     refusal: str | None = Field(None, description="Of an earlier answer; read as its text.")
     prompt_cache_breakpoint: Any | None = Field(
         None, description="Without effect: whatever prompts have in common is reused anyway."
