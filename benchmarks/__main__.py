@@ -33,6 +33,8 @@ what is measured:
   load        time to the first token of a swap against reading its files and computing that token
               (aim: at least 0.8); the longest gap of a stream while another model comes (aim: at
               most three steps + 50 ms)
+  vision      chats about images: the first token of a second turn against the first turn and
+              mlx_vlm.server; the longest gap of a stream beside images against beside a text (1.5)
 
 The model is made up on the spot: random weights in float32, so nothing is downloaded. On Linux
 OpenBLAS is preloaded into all three (Debian: libopenblas0-pthread). benchmarks/README.md says why,

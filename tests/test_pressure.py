@@ -414,6 +414,6 @@ def test_a_load_that_runs_out_of_memory_gives_it_back_and_costs_no_other(
         assert held
         assert held[0] > active + 50 * MB, "the weights were in memory"
         assert memory().active < active + 5 * MB
-        assert psutil.Process().memory_info().rss < resident + 20 * MB
+        assert psutil.Process().memory_info().rss < resident + 40 * MB
         assert [info.id for info in manager.status().loaded] == ["small"]
         assert manager.chat("ba be bi", "large", max_tokens=1)

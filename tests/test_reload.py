@@ -116,7 +116,7 @@ def test_a_source_with_a_fault_changes_nothing() -> None:
 def test_what_a_manager_was_made_with_stays_over_a_reload(tmp_path: Path) -> None:
     with MLXModelManager(model_directory=tmp_path, demo=True, source=Settings) as manager:
         manager.reload()
-        assert [info.card.id for info in manager.models()] == ["demo"]
+        assert [info.card.id for info in manager.models()] == ["demo", "demo-vision"]
         assert manager.settings.defaults.model_directories() == [tmp_path]
 
 

@@ -19,11 +19,11 @@ from mlx_router.engine.base import Job, Sampling, StepResult
 from mlx_router.engine.vision.model import VisionModel
 from mlx_router.engine.vision.runner import ImagePrefill
 from tests.test_text_engine import FailingRunner
-from tests.vision_models import VISION_ARCHITECTURES
 from tests.vision_support import (
     BALL,
     BOX,
     DIFFERENT,
+    FAMILIES,
     LARGE,
     SLICE,
     WORDS,
@@ -90,7 +90,7 @@ def test_aborting_what_was_never_there_does_nothing(sight: Sight) -> None:
 # --- faults ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", VISION_ARCHITECTURES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_an_image_that_fails_in_the_tower_fails_its_request_alone(
     kind: str, vision_sights: Callable[[str], Sight], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +243,7 @@ def test_a_request_that_cannot_join_the_batch_fails_alone(
 # --- turns ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", VISION_ARCHITECTURES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_a_stream_gets_a_token_between_any_two_images_and_slices(
     kind: str, vision_sights: Callable[[str], Sight], monkeypatch: pytest.MonkeyPatch
 ) -> None:

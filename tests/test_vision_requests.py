@@ -22,7 +22,7 @@ from tests.vision_messages import BALL, BOX, EGG, Json, drawing, image, text, to
 from tests.vision_models import IMAGE_TOKENS, make_vision_model
 from tests.waiting import until_sync
 
-EYES = ("qwen3_vl", "gemma3", "smolvlm")
+EYES = ("qwen3_vl", "gemma3")
 KEYS = {"one": "key-one-0123456789abcdef", "two": "key-two-0123456789abcdef"}
 
 WEATHER: Json = {

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from tests.test_text_engine import FailingRunner
-from tests.vision_models import VISION_ARCHITECTURES
 from tests.vision_support import (
     BALL,
     BOX,
     CHATS,
     DIFFERENT,
+    FAMILIES,
     LARGE,
     QUESTION,
     SYSTEM,
@@ -40,7 +40,7 @@ def sight(request: pytest.FixtureRequest, vision_sights: Callable[[str], Sight])
 # --- what a tower made ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", VISION_ARCHITECTURES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_an_image_that_was_seen_is_not_computed_again(
     kind: str, vision_sights: Callable[[str], Sight], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +97,7 @@ def test_memory_that_the_engine_names_holds_what_it_keeps(sight: Sight) -> None:
 # --- what was computed of a prompt ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", VISION_ARCHITECTURES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_an_answer_never_depends_on_what_was_computed_before(
     kind: str, vision_sights: Callable[[str], Sight]
 ) -> None:
@@ -116,7 +116,7 @@ def test_an_answer_never_depends_on_what_was_computed_before(
     assert sight.run(*jobs) == [sight.expected(*CHATS[name]) for name in order]
 
 
-@pytest.mark.parametrize("kind", VISION_ARCHITECTURES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_another_image_with_the_same_tokens_is_another_prompt(
     kind: str, vision_sights: Callable[[str], Sight]
 ) -> None:

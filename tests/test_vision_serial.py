@@ -17,13 +17,13 @@ from mlx_router.engine.base import Job, Sampling
 from mlx_router.engine.vision.model import VisionModel
 from mlx_router.errors import InvalidRequest
 from tests.test_text_engine import FailingRunner
-from tests.vision_models import IMAGE_TOKENS, VISION_ARCHITECTURES
-from tests.vision_support import BALL, BOX, CHATS, Sight, draw, said, user
+from tests.vision_models import IMAGE_TOKENS
+from tests.vision_support import BALL, BOX, CHATS, FAMILIES, Sight, draw, said, user
 
 # --- one request at a time ------------------------------------------------------------------
 
 
-@pytest.fixture(params=["qwen3_vl", "gemma3", "smolvlm"])
+@pytest.fixture(params=["qwen3_vl", "gemma3"])
 def serial(
     request: pytest.FixtureRequest,
     vision_sight_of: Callable[..., Sight],
@@ -86,7 +86,7 @@ def test_without_batches_seeds_stops_choices_and_aborts_are_as_with_them(serial:
 # --- the codec ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", VISION_ARCHITECTURES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_text_never_stands_for_an_image(kind: str, vision_sights: Callable[[str], Sight]) -> None:
     """Wherever a client may write text, in a chat with an image."""
     codec = vision_sights(kind).codec
@@ -121,7 +121,7 @@ def test_text_never_stands_for_an_image(kind: str, vision_sights: Callable[[str]
     assert codec.encode_chat(ChatPrompt((user(BOX), hidden, user("Yes?")))).media is not None
 
 
-@pytest.mark.parametrize("kind", VISION_ARCHITECTURES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_an_image_of_any_shape_is_answered_or_refused(
     kind: str, vision_sights: Callable[[str], Sight]
 ) -> None:

@@ -36,7 +36,10 @@ SLICE = 8  # tokens: a prompt takes several, and an image lies across them
 TOKENS = 10
 
 # Of each kind of cache and positions: rotary in three dimensions, sliding windows, plain.
-DIFFERENT = ("qwen3_vl", "gemma3", "smolvlm")
+DIFFERENT = ("qwen3_vl", "gemma3")
+# One of those that share their code: qwen2_vl has the language model of qwen2_5_vl, smolvlm all of
+# idefics3.
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "gemma3", "idefics3")
 
 Part = str | Picture
 

@@ -46,7 +46,7 @@ class FileData(Wire):
         None, description="What the answer calls it, if there is something to say about it."
     )
     detail: Detail | None = Field(
-        "auto", description="How large the model sees it; original is taken for high."
+        "auto", description="Extension: how large the model sees it; original is taken for high."
     )
     pages: Pages | None = Field(
         None, description="Extension: which pages, as in 2-4,7; absent: the first ones."

@@ -65,9 +65,11 @@ class VisionCodec(MLXCodec):
 
         images = [Image.frombytes("RGB", (p.width, p.height), p.rgb) for p in pictures]
         with self._lock:
-            # Tensors are made on a stream that ends with the call: whose thread this is, is not
-            # known, and a stream that outlives its thread's use aborts the process at its end.
-            device.begin_thread()
+            # Tensors are made on a stream that ends with the call: a stream that outlives its
+            # thread's use aborts the process at its end. The main thread's streams are MLX's.
+            borrowed = threading.current_thread() is not threading.main_thread()
+            if borrowed:
+                device.begin_thread()
             try:
                 found = prepare_inputs(
                     self._processor,
@@ -91,7 +93,8 @@ class VisionCodec(MLXCodec):
                     param="messages",
                 ) from None
             finally:
-                device.end_thread()
+                if borrowed:
+                    device.end_thread()
         ids = np.asarray(found["input_ids"])[0].tolist()
         extras = {key: value for key, value in found.items() if key not in _TENSORS}
         digests = [picture.digest for picture in pictures]
