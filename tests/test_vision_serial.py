@@ -157,4 +157,4 @@ def test_prompts_are_encoded_on_many_threads_at_once(vision_sights: Callable[[st
             thread.join()
         assert [got.pop(number) for number in range(4)] == [expected] * 4
         counts.append(process.num_threads())
-    assert counts[-1] <= counts[0]
+    assert counts[-1] <= counts[0] + 2  # each call leaving one behind would make it eighty

@@ -13,7 +13,7 @@ from mlx_router.media.refusal import Refused
 
 MAX_FRAMES = 1000
 _MAX_BLOCKS = 65_536  # a file of 32 MB in blocks of 512 bytes
-_MAX_GIF_BLOCKS = 1 << 18  # GIF has blocks of 255 bytes at most
+_MAX_GIF_BLOCKS = 1 << 19  # GIF has blocks of 255 bytes at most
 _MAX_SCANS = 32  # of a progressive JPEG, each of which costs a pass over the whole picture
 
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
