@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,24 @@ from tests.server import ServerProcess
 
 if TYPE_CHECKING:
     from tests.vision_support import Sight
+
+
+_ALONE = "TEST_ALONE"  # not MLX_ROUTER_…: those are taken from the environment of each test
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test marked ``alone`` runs in a pytest of its own: in a worker that has run a thousand
+    others, their leftovers are freed and their threads end while it measures."""
+    if pyfuncitem.get_closest_marker("alone") is None or _ALONE in os.environ:
+        return None
+    env = {key: value for key, value in os.environ.items() if "XDIST" not in key} | {_ALONE: "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", pyfuncitem.nodeid]
+    done = subprocess.run(
+        command, cwd=pyfuncitem.config.rootpath, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    return True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -129,8 +129,9 @@ def make_model(
     return folder
 
 
-def _config(kind: str) -> dict[str, Any]:
-    common: dict[str, Any] = {
+def text_config() -> dict[str, Any]:
+    """What config.json says of the size of a language model."""
+    return {
         "hidden_size": HIDDEN,
         "num_hidden_layers": 2,
         "intermediate_size": 128,
@@ -142,8 +143,11 @@ def _config(kind: str) -> dict[str, Any]:
         "vocab_size": VOCAB_SIZE,
         "max_position_embeddings": CONTEXT_LENGTH,
         "tie_word_embeddings": False,
-        "eos_token_id": _EOS_ID,
     }
+
+
+def _config(kind: str) -> dict[str, Any]:
+    common = text_config() | {"eos_token_id": _EOS_ID}
     extra: dict[str, dict[str, Any]] = {
         "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
         "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},

@@ -77,6 +77,7 @@ def test_a_hundred_swaps_leave_the_process_as_it_was(large_models: Path, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_unloaded_model_leaves_no_memory_behind(large_models: Path) -> None:
     def held() -> int:
         gc.collect()
@@ -89,4 +90,4 @@ def test_an_unloaded_model_leaves_no_memory_behind(large_models: Path) -> None:
             manager.chat("Hello", model=model, max_tokens=1)
             loaded = held()
             manager.unload(model)
-            assert loaded - held() > 200 * MB
+            assert loaded - held() > 270 * MB

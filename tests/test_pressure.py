@@ -379,6 +379,7 @@ async def test_a_model_larger_than_memory_is_refused_and_nothing_is_evicted_for_
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_load_that_runs_out_of_memory_gives_it_back_and_costs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +415,6 @@ def test_a_load_that_runs_out_of_memory_gives_it_back_and_costs_no_other(
         assert held
         assert held[0] > active + 50 * MB, "the weights were in memory"
         assert memory().active < active + 5 * MB
-        assert psutil.Process().memory_info().rss < resident + 40 * MB
+        assert psutil.Process().memory_info().rss < resident + 20 * MB
         assert [info.id for info in manager.status().loaded] == ["small"]
         assert manager.chat("ba be bi", "large", max_tokens=1)

@@ -19,6 +19,7 @@ from mlx_router.errors import InvalidRequest
 from tests.test_text_engine import FailingRunner
 from tests.vision_models import IMAGE_TOKENS
 from tests.vision_support import BALL, BOX, CHATS, FAMILIES, Sight, draw, said, user
+from tests.waiting import until_sync
 
 # --- one request at a time ------------------------------------------------------------------
 
@@ -138,6 +139,7 @@ def test_an_image_of_any_shape_is_answered_or_refused(
     assert answered >= 3
 
 
+@pytest.mark.alone
 def test_prompts_are_encoded_on_many_threads_at_once(vision_sights: Callable[[str], Sight]) -> None:
     """Each thread's streams end with its call, and none of them stays behind."""
     codec = vision_sights("qwen3_vl").codec
@@ -157,4 +159,5 @@ def test_prompts_are_encoded_on_many_threads_at_once(vision_sights: Callable[[st
             thread.join()
         assert [got.pop(number) for number in range(4)] == [expected] * 4
         counts.append(process.num_threads())
-    assert counts[-1] <= counts[0] + 2  # each call leaving one behind would make it eighty
+    # The system's thread ends a moment after Python's.
+    until_sync(lambda: process.num_threads() <= counts[0])

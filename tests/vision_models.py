@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.models import (
-    CONTEXT_LENGTH,
     HIDDEN,
     SLIDING_WINDOW,
     random_weight,
+    text_config,
     write_json,
     write_tokenizer,
     write_weights,
@@ -135,19 +135,7 @@ def _token_ids(folder: Path) -> dict[str, int]:
 
 
 def _config(kind: str, ids: dict[str, int]) -> dict[str, Any]:
-    text: dict[str, Any] = {
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": 2,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "vocab_size": VOCAB_SIZE,
-        "max_position_embeddings": CONTEXT_LENGTH,
-        "tie_word_embeddings": False,
-    }
+    text = text_config() | {"vocab_size": VOCAB_SIZE}
     stated = {"architectures": [_FAMILIES[kind].name + "ForConditionalGeneration"]}
     if kind == "gemma3":
         return stated | _gemma_config(text, ids)

@@ -14,8 +14,8 @@ from .tokenizer import CONTEXT
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The sizes of the network."""
+class Sizes:
+    """The sizes of a language model."""
 
     vocabulary: int
     hidden: int = 192
@@ -26,6 +26,10 @@ class Shape:
     inner: int = 512
     rope_base: float = 10000.0
     epsilon: float = 1e-6
+
+
+class Shape(Sizes):
+    """The sizes of the network."""
 
     def config(self, eos: int, pad: int) -> dict[str, Any]:
         """config.json as transformers and mlx-lm read it."""
@@ -72,7 +76,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Causal attention with normalised queries and keys, and shared key/value heads."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Sizes) -> None:
         super().__init__()
         self.shape = shape
         size, q, kv = (
@@ -104,7 +108,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Sizes) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(shape.hidden, shape.inner, bias=False)
         self.up_proj = nn.Linear(shape.hidden, shape.inner, bias=False)
@@ -118,7 +122,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each behind a norm and beside the residual stream."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Sizes) -> None:
         super().__init__()
         self.self_attn = Attention(shape)
         self.mlp = FeedForward(shape)
@@ -134,7 +138,7 @@ class Layer(nn.Module):
 class Body(nn.Module):
     """Embedding, layers, last norm; a module of its own so that weight names come out right."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Sizes) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
         self.layers = nn.ModuleList([Layer(shape) for _ in range(shape.layers)])

@@ -27,7 +27,10 @@ def shade(name: str, random: Random) -> Rgb:
     red, green, blue = random.choice(SHADES[name])
     if random.random() < 0.5:
         return red, green, blue
-    return tuple(min(255, max(0, c + random.randint(-NOISE, NOISE))) for c in (red, green, blue))  # type: ignore[return-value]
+    red, green, blue = (
+        min(255, max(0, c + random.randint(-NOISE, NOISE))) for c in (red, green, blue)
+    )
+    return red, green, blue
 
 
 def distance(a: Rgb, b: Rgb) -> float:

@@ -72,7 +72,7 @@ def page(text: str, family: str, style: str, points: int, poppler: bool) -> Imag
 
         found: Image.Image = convert_from_bytes(data, dpi=DPI)[0]
         return found.convert("RGB")
-    import pypdfium2  # type: ignore[import-untyped]
+    import pypdfium2
 
     rendered: Image.Image = (
         pypdfium2.PdfDocument(io.BytesIO(data))[0].render(scale=DPI / 72).to_pil()

@@ -10,25 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .network import FeedForward, Norm, rotate
+from .network import Body, Sizes, rotate
 from .vision_scenes import PATCH
 
 MERGED = 4  # patches that become one token
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The sizes of the network; the language model's layers read them under these names."""
+class Shape(Sizes):
+    """The sizes of the network."""
 
-    vocabulary: int
     hidden: int = 128
     layers: int = 3
     heads: int = 4
     kv_heads: int = 2
-    head_size: int = 32
     inner: int = 320
-    rope_base: float = 10000.0
-    epsilon: float = 1e-6
     vision_hidden: int = 96
     vision_layers: int = 4
     vision_heads: int = 3
@@ -178,57 +174,6 @@ class VisionTower(nn.Module):
         return self.merger(normed), normed
 
 
-class Attention(nn.Module):
-    """Causal attention with normalised queries and keys, and shared key/value heads."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.size = shape.head_size
-        q, kv = shape.heads * self.size, shape.kv_heads * self.size
-        self.q_proj = nn.Linear(shape.hidden, q, bias=False)
-        self.k_proj = nn.Linear(shape.hidden, kv, bias=False)
-        self.v_proj = nn.Linear(shape.hidden, kv, bias=False)
-        self.o_proj = nn.Linear(q, shape.hidden, bias=False)
-        self.q_norm = Norm(self.size, shape.epsilon)
-        self.k_norm = Norm(self.size, shape.epsilon)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, length, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(batch, length, -1, self.size)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(batch, length, -1, self.size)).transpose(1, 2)
-        v = self.v_proj(x).view(batch, length, -1, self.size).transpose(1, 2)
-        # Rows are padded at their end only, so the causal mask is all the mask there is.
-        mixed = functional.scaled_dot_product_attention(
-            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=True
-        )
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
-
-
-class Layer(nn.Module):
-    """Attention and feed-forward, each behind a norm and beside the residual stream."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.self_attn = Attention(shape)
-        self.mlp = FeedForward(shape)  # type: ignore[arg-type]
-        self.input_layernorm = Norm(shape.hidden, shape.epsilon)
-        self.post_attention_layernorm = Norm(shape.hidden, shape.epsilon)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class LanguageModel(nn.Module):
-    """Embedding, layers, last norm; input and output embeddings are one matrix."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
-        self.layers = nn.ModuleList([Layer(shape) for _ in range(shape.layers)])
-        self.norm = Norm(shape.hidden, shape.epsilon)
-
-
 class Network(nn.Module):
     """Vision tower and language model, and heads that are used in training alone."""
 
@@ -236,7 +181,7 @@ class Network(nn.Module):
         super().__init__()
         self.shape = shape
         self.vision_tower = VisionTower(shape)
-        self.language_model = LanguageModel(shape)
+        self.language_model = Body(shape)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(shape.vision_hidden, classes) for name, classes in heads.items()}
         )

@@ -96,6 +96,8 @@ class BatchRunner:
 
     def _prefix(self, sequence: LiveSequence) -> Prefix | None:
         """What is known of the context of a sequence."""
+        if not self._prefixes.enabled:
+            return None
         job = sequence.job
         key = np.concatenate([self._prompt_key(job), text_key(sequence.tokens)])
         found = self._prefixes.find(job.cache_scope, key)

@@ -75,7 +75,7 @@ class Poppler:
 class Pdfium:
     def __init__(self, path: str) -> None:
         import PIL.Image  # noqa: F401  (which PDFium gives its pages to, but only later)
-        import pypdfium2  # type: ignore[import-untyped]
+        import pypdfium2
 
         try:
             self._document = pypdfium2.PdfDocument(path)

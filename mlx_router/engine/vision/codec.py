@@ -11,13 +11,12 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_router.domain import ChatPrompt, ModelCard, Picture
 from mlx_router.engine import device
 from mlx_router.engine.base import Encoded
 from mlx_router.engine.codec import MLXCodec
-from mlx_router.engine.vision.inputs import ImageInputs, image_key
+from mlx_router.engine.vision.inputs import ImageInputs, arrays_in, image_key
 from mlx_router.engine.vision.processing import load_processor
 from mlx_router.engine.vision.rendering import VisionRenderer
 from mlx_router.errors import InsufficientMemory, InvalidRequest
@@ -78,7 +77,7 @@ class VisionCodec(MLXCodec):
                     image_token_index=self._image_token,
                     add_special_tokens=False,
                 )
-                mx.eval([x for _, x in tree_flatten(dict(found)) if isinstance(x, mx.array)])
+                mx.eval(arrays_in(dict(found)))
             except MemoryError:
                 raise InsufficientMemory(
                     "There is not enough memory for the images of this request. Send fewer, or "

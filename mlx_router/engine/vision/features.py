@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from mlx_router.engine.vision.inputs import arrays_in
+
 _TOWERS = ("vision_tower", "vision_model", "visual", "vision_encoder", "vision")
 
 Tower = Callable[..., Any]
@@ -81,7 +83,7 @@ class FeatureCache:
         feature = self._kept.get(key)
         if feature is None:
             feature = self._compute(*args, **kwargs)
-            mx.eval([value for _, value in tree_flatten(feature) if isinstance(value, mx.array)])
+            mx.eval(arrays_in(feature))
             if _shapes(feature) is not None:  # else nobody knows how large it is
                 self._kept[key] = feature
         else:
@@ -148,8 +150,8 @@ def _spans(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, int
         return []
     if pixels.ndim == 4:
         return [(i, i + 1) for i in range(pixels.shape[0])]
-    arrays = [value for _, value in tree_flatten((args[1:], kwargs)) if isinstance(value, mx.array)]
-    grid = next((each for each in arrays if each.ndim == 2 and each.shape[1] == 3), None)
+    others = arrays_in((args[1:], kwargs))
+    grid = next((each for each in others if each.ndim == 2 and each.shape[1] == 3), None)
     if pixels.ndim != 2 or grid is None:
         return []
     ends = np.cumsum(np.prod(np.asarray(grid), axis=1)).tolist()
@@ -186,7 +188,7 @@ def _shapes(features: Any) -> list[tuple[int, ...]] | None:
 
 
 def _nbytes(features: Any) -> int:
-    return sum(each.nbytes for _, each in tree_flatten(features) if isinstance(each, mx.array))
+    return sum(each.nbytes for each in arrays_in(features))
 
 
 def _digest(scope: str, arguments: Any) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_router.engine.prefix import Key
 
@@ -41,6 +42,11 @@ class ImageInputs:
         key = np.concatenate([self.key, np.asarray(tokens, dtype=np.int64)])
         ids = mx.concatenate([self.ids, more], axis=1)
         return ImageInputs(ids, self.pixels, mask, self.extras, key, self.images_end)
+
+
+def arrays_in(values: Any) -> list[mx.array]:
+    """The arrays in a tree of lists, tuples and dicts."""
+    return [value for _, value in tree_flatten(values) if isinstance(value, mx.array)]
 
 
 def image_key(
