@@ -7,9 +7,7 @@ Runs in a process of its own as seen from the servers, on uvloop, with raw socke
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import re
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +28,8 @@ class LoadError(Exception):
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One streamed answer. ``first`` and ``last`` are when its first and last text arrived, ``end``
-    when it was complete: seconds since the request was sent."""
+    when it was complete: seconds since the request was sent. ``cached_tokens``: of the prompt, not
+    computed, by the server's word; None: it does not say."""
 
     text: str
     prompt_tokens: int
@@ -38,6 +37,7 @@ class Answer:
     first: float
     last: float
     end: float
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,10 @@ def parse_answer(sent: float, pieces: Sequence[Piece]) -> Answer:
             usage = chunk.get("usage") or usage
             for choice in chunk["choices"]:
                 finish = choice.get("finish_reason") or finish
-                if text := choice["delta"].get("content"):
+                delta = choice["delta"]
+                # What a server takes for thinking is called this or that; it is text all the same.
+                names = ("content", "reasoning_content", "reasoning")
+                if text := next((delta[name] for name in names if delta.get(name)), None):
                     texts.append(text)
                     times.append(moment - sent)
     if not done or not times or not usage:
@@ -170,6 +173,7 @@ def parse_answer(sent: float, pieces: Sequence[Piece]) -> Answer:
         first=times[0],
         last=times[-1],
         end=pieces[-1][0] - sent,
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
     )
 
 
@@ -238,7 +242,8 @@ class Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
 
-async def _connect(port: int) -> Connection:
+async def connect(port: int) -> Connection:
+    """Raises OSError."""
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(Connection, HOST, port)
     return connection
@@ -249,7 +254,7 @@ def ask_together(port: int, bodies: Sequence[bytes], timeout: float) -> list[Ans
     the answers when all are complete. Blocks. Raises LoadError and TimeoutError."""
 
     async def run() -> list[tuple[float, list[Piece]]]:
-        connections = [await _connect(port) for _ in bodies]
+        connections = [await connect(port) for _ in bodies]
         try:
             asks = [c.ask(http_request(b)) for c, b in zip(connections, bodies, strict=True)]
             return await asyncio.gather(*asks)
@@ -258,7 +263,7 @@ def ask_together(port: int, bodies: Sequence[bytes], timeout: float) -> list[Ans
                 connection.close()
 
     started = time.perf_counter()
-    raw = _run(run(), timeout)
+    raw = run_within(run(), timeout)
     # Seconds since the first of them was sent, as the bare loop counts them.
     start = min((sent for sent, _ in raw), default=started)
     return [parse_answer(start, pieces) for _, pieces in raw]
@@ -280,7 +285,7 @@ def ask_repeatedly(
         return latencies
 
     async def run() -> tuple[list[float], float]:
-        connections = [await _connect(port) for _ in bodies]
+        connections = [await connect(port) for _ in bodies]
         start = time.perf_counter()
         try:
             workers = [
@@ -293,7 +298,7 @@ def ask_repeatedly(
             for connection in connections:
                 connection.close()
 
-    return _run(run(), timeout)
+    return run_within(run(), timeout)
 
 
 def ask_in_turn(
@@ -306,7 +311,7 @@ def ask_in_turn(
     async def client(requests: Iterator[tuple[int, bytes]]) -> list[tuple[int, float, list[Piece]]]:
         raw = []
         for source, body in requests:
-            connection = await _connect(port)
+            connection = await connect(port)
             try:
                 raw.append((source, *await connection.ask(http_request(body))))
             finally:
@@ -316,61 +321,15 @@ def ask_in_turn(
     async def run() -> list[tuple[int, float, list[Piece]]]:
         return [one for raw in await asyncio.gather(*map(client, sources)) for one in raw]
 
-    raw = _run(run(), timeout)
+    raw = run_within(run(), timeout)
     start = min(sent for _, sent, _ in raw)
     asked = [Asked(n, sent - start, parse_answer(sent, pieces)) for n, sent, pieces in raw]
     return sorted(asked, key=lambda one: one.first)
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """Seconds between the pieces of a stream: ``before`` another request was sent, and while that
-    one ``waited``, so many seconds."""
+def run_within(work: Coroutine[Any, Any, T], timeout: float) -> T:
+    """The result of ``work`` on an event loop of its own. Raises TimeoutError."""
 
-    before: list[float]
-    meanwhile: list[float]
-    waited: float
-
-
-def watch_stream(
-    port: int, stream: bytes, other: bytes, pieces: int, timeout: float, *, queued: bool
-) -> Watched:
-    """Ask for a long stream and, when it has come in so many pieces, for something else, which
-    waits for its first text, or, if ``queued``, for its model (our server only: it says how long).
-    The stream is cut off when the other answer is complete. Blocks; raises LoadError if the stream
-    ends before."""
-
-    async def run() -> Watched:
-        watched, asking = await _connect(port), await _connect(port)
-        try:
-            streaming = asyncio.create_task(watched.ask(http_request(stream)))
-            while len(watched.arrivals) < pieces and not streaming.done():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            sent, answer = await asking.ask(http_request(other))
-            if streaming.done():
-                raise LoadError("the stream ended before the other answer came")
-            streaming.cancel()
-            waited = parse_answer(sent, answer).first
-            if queued:
-                stated = re.search(rb'"queue_ms": ?([0-9.]+)', b"".join(data for _, data in answer))
-                if stated is None:
-                    raise LoadError("the answer does not say how long it waited")
-                waited = float(stated[1]) / 1e3
-            # The first piece is the head of the answer, and comes long before any token.
-            gaps = list(itertools.pairwise(watched.arrivals[1:]))
-            return Watched(
-                [end - begin for begin, end in gaps if end <= sent],
-                [end - begin for begin, end in gaps if sent < end and begin < sent + waited],
-                waited,
-            )
-        finally:
-            watched.close()
-            asking.close()
-
-    return _run(run(), timeout)
-
-
-def _run(work: Coroutine[Any, Any, T], timeout: float) -> T:
     async def limited() -> T:
         async with asyncio.timeout(timeout):
             return await work

@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.client import ask_in_turn, watch_stream
+from benchmarks.client import ask_in_turn
 from benchmarks.measures import GROUPS, Plan, Say
-from benchmarks.model import CONTEXT_LENGTH, make_model, make_prompt
+from benchmarks.model import make_model, make_prompt
 from benchmarks.processes import Process, environment, find_openblas
 from benchmarks.report import Result, at_least, at_most, median, number, spread
 from benchmarks.subjects import OURS, HTTPSubject, our_server
+from benchmarks.watch import watch_streams
 
 _MINUTES = 600.0
 _WORDS = 20
 _READERS = 4
 _CHUNK_BYTES = 16 << 20
+_STREAM_TOKENS = 4000  # at most: it is cut off
 _STEPS_BEFORE = 20  # of a stream, from which its usual pace is known
 
 
@@ -118,10 +120,10 @@ def stall(folder: Path, say: Say, plan: Plan, openblas: str | None) -> list[Resu
         for turn in range(plan.big_rounds):
             say(f"stream beside a load: round {turn + 1} of {plan.big_rounds}")
             _forget(sorted((lab.models / f"big-{turn % 2}").glob("*.safetensors")))
-            stream = lab.body("small", CONTEXT_LENGTH - 4 * _WORDS)
+            stream = lab.body("small", _STREAM_TOKENS)
             other = lab.body(f"big-{turn % 2}", 2)
-            seen = watch_stream(
-                lab.subject.port, stream, other, _STEPS_BEFORE, _MINUTES, queued=True
+            seen = watch_streams(
+                lab.subject.port, [stream], other, _STEPS_BEFORE, _MINUTES, queued=True
             )
             longest.append(1e3 * max(seen.meanwhile))
             steps.append(1e3 * median(seen.before))

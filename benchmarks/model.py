@@ -4,12 +4,16 @@ Its words are made up, and each is one token, so a prompt has about as many toke
 rows of the output layer are zero for the end of sequence and for tokens that are not whole words:
 their logit is always 0, which is never the largest of thousands, so every answer goes on to its
 full length and every token is text that a server sends at once.
+
+``python -m benchmarks.model FOLDER full`` writes the model of decode, aggregate and ttft to FOLDER,
+``long`` that of prefix and fairness: for a server that is started by hand (peers.md).
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOCAB_SIZE = 4096
-CONTEXT_LENGTH = 4096
+CONTEXT_LENGTH = 16_384
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Thinking of earlier turns is left out, as Qwen3 and others do it.
+AGENT_TEMPLATE = (
+    "{% set turn = namespace(at=-1) %}{% for message in messages %}{% if message.role == 'user' %}"
+    "{% set turn.at = loop.index0 %}{% endif %}{% endfor %}{% for message in messages %}"
+    "{% if message.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ message.content }}\n"
+    "</tool_response>{% else %}<|im_start|>{{ message.role }}\n"
+    "{% if message.reasoning_content and loop.index0 > turn.at %}<think>\n"
+    "{{ message.reasoning_content }}\n</think>\n\n{% endif %}{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}\n<tool_call>\n{{ call.function | tojson }}\n"
+    "</tool_call>{% endfor %}{% if loop.first %}{% for tool in tools or [] %}\n"
+    "{{ tool | tojson }}{% endfor %}{% endif %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 _WORDS = [f"{first}{second}" for first in _SYLLABLES[::2] for second in _SYLLABLES]
@@ -58,15 +75,24 @@ FULL = Shape(hidden=768, layers=4, feed_forward=2048)  # a decoding step takes 3
 SMALL = Shape(hidden=256, layers=4, feed_forward=704)
 SWAPPED = Shape(hidden=768, layers=3, feed_forward=2048)  # 103 MB
 BIG = Shape(hidden=2048, layers=5, feed_forward=5632)  # 1.01 GB
+LONG = Shape(hidden=384, layers=2, feed_forward=1536)  # 8,000 tokens take seconds, not minutes
 TINY = Shape(hidden=128, layers=1, feed_forward=256)  # to count what it does, not to time it
 
 
-def make_model(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write the model in Hugging Face's layout, four bytes a parameter; returns ``folder``."""
+def make_model(
+    folder: Path,
+    shape: Shape,
+    seed: int = 0,
+    *,
+    template: str = _CHAT_TEMPLATE,
+    recites: bool = False,
+) -> Path:
+    """Write the model in Hugging Face's layout, four bytes a parameter; returns ``folder``. One
+    that ``recites`` says the words of :func:`recital` again and again, whatever it is asked."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True)
-    silent = _write_tokenizer(folder)
+    ids = _write_tokenizer(folder, template)
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -85,7 +111,9 @@ def make_model(folder: Path, shape: Shape, seed: int = 0) -> Path:
         "torch_dtype": "float32",
     }
     _write_json(folder / "config.json", config)
-    weights = _weights(shape, silent, seed)
+    weights = _weights(shape, _silent(ids), seed)
+    if recites:
+        _recite(weights, [ids[text] for text in ("\u010a", *_spoken(recital()))])
     save_file(weights, folder / "model.safetensors", metadata={"format": "mlx"})
     return folder
 
@@ -95,6 +123,22 @@ def make_prompt(name: str, words: int) -> str:
     cache has seen them; always the same for the same name."""
     chosen = random.Random(name)
     return " ".join(chosen.choice(_WORDS) for _ in range(words))
+
+
+def recital(words: int = 64) -> list[str]:
+    """What a model that recites says."""
+    return random.Random("recital").sample(_WORDS, words)
+
+
+def _recite(weights: dict[str, NDArray[np.float32]], ids: list[int]) -> None:
+    """Every one of ``ids`` but the first is said after the one before it, and the second one after
+    the last. The layers are computed, and add nothing."""
+    for name in weights:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name][:] = 0.0
+    embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    head[ids[1:]] = embedding[ids[:-1]]
+    head[ids[1]] += embedding[ids[-1]]
 
 
 def _weights(shape: Shape, silent: list[int], seed: int) -> dict[str, NDArray[np.float32]]:
@@ -130,8 +174,8 @@ def _weights(shape: Shape, silent: list[int], seed: int) -> dict[str, NDArray[np
     return weights
 
 
-def _write_tokenizer(folder: Path) -> list[int]:
-    """Write a byte-level BPE tokenizer; returns the ids that the model must not say."""
+def _write_tokenizer(folder: Path, template: str) -> dict[str, int]:
+    """Write a byte-level BPE tokenizer; returns its vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -151,15 +195,39 @@ def _write_tokenizer(folder: Path) -> list[int]:
         "pad_token": "<|endoftext|>",
         "model_max_length": CONTEXT_LENGTH,
         "clean_up_tokenization_spaces": False,
-        "chat_template": _CHAT_TEMPLATE,
+        "chat_template": template,
     }
     _write_json(folder / "tokenizer_config.json", settings)
-    ids = tokenizer.get_vocab()
-    spoken = {i for word in _WORDS if (i := ids.get("\u0120" + word)) is not None}
+    ids: dict[str, int] = tokenizer.get_vocab()
+    return ids
+
+
+def _silent(ids: dict[str, int]) -> list[int]:
+    """What the model must not say: all that is not a whole word."""
+    spoken = {ids[text] for text in _spoken(_WORDS) if text in ids}
     if len(spoken) < VOCAB_SIZE // 4:
         raise RuntimeError(f"the tokenizer knows {len(spoken)} words only")
     return sorted(set(range(VOCAB_SIZE)) - spoken)
 
 
+def _spoken(words: list[str]) -> list[str]:
+    """As the tokenizer writes them: with the space before them."""
+    return ["\u0120" + word for word in words]
+
+
 def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=1))
+
+
+def main() -> None:
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    if kind == "full":
+        make_model(folder, FULL)
+    elif kind == "long":
+        make_model(folder, LONG, template=AGENT_TEMPLATE)
+    else:
+        sys.exit(f"{kind!r} is none of full, long")
+
+
+if __name__ == "__main__":
+    main()

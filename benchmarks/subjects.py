@@ -6,13 +6,15 @@ All three hold the same model in memory at the same time, but only one is asked 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.client import Answer, ask_together
+from benchmarks.client import HOST, Answer, ask_together
 from benchmarks.processes import Process, environment, free_port
 
 OURS = "mlx-router"
@@ -21,6 +23,7 @@ BARE = "bare loop"
 
 RUN_SECONDS = 900.0
 _LOAD_SECONDS = 300.0
+_PAUSE_SECONDS = 0.5
 
 
 class WrongAnswer(Exception):
@@ -56,6 +59,29 @@ class Run:
     @property
     def texts(self) -> list[str]:
         return [answer.text for answer in self.answers]
+
+
+class Host(Protocol):
+    """What a subject runs in: a :class:`benchmarks.processes.Process`, or something unknown."""
+
+    def wait_until_healthy(self, port: int) -> None: ...
+
+    def wait_until_idle(self) -> None: ...
+
+    def check_openblas(self, openblas: str | None) -> None: ...
+
+
+class Elsewhere:
+    """A :class:`Host` that somebody else started: nothing is known of it."""
+
+    def wait_until_healthy(self, port: int) -> None:
+        """It answers already."""
+
+    def wait_until_idle(self) -> None:
+        time.sleep(_PAUSE_SECONDS)
+
+    def check_openblas(self, openblas: str | None) -> None:
+        """Whoever started it must know."""
 
 
 class Subject(Protocol):
@@ -124,11 +150,16 @@ class BareSubject:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """The three, ready: ours, mlx_lm.server, the bare loop, each with its process. ``gflops``:
-    float32 matrix products in the process of the bare loop."""
+    """The three, ready: ours, mlx_lm.server (or another one), the bare loop, each with what it runs
+    in. ``gflops``: float32 matrix products in the process of the bare loop."""
 
-    subjects: Sequence[tuple[Subject, Process]]
+    subjects: Sequence[tuple[Subject, Host]]
     gflops: float
+
+    @property
+    def other(self) -> str:
+        """The name of the server that ours is compared with."""
+        return self.subjects[1][0].name
 
     def answer(self, index: int, prompts: Sequence[str], tokens: int) -> Run:
         """Ask one of them, and wait until it is idle again: it must not disturb the next one."""
@@ -139,22 +170,25 @@ class Contest:
 
 
 @contextlib.contextmanager
-def contest(model: Path, folder: Path, openblas: str | None) -> Iterator[Contest]:
-    """Start all three and let each answer once, so that the model is loaded everywhere."""
+def contest(
+    model: Path, folder: Path, openblas: str | None, against: int | None = None
+) -> Iterator[Contest]:
+    """Start all three and let each answer once, so that the model is loaded everywhere.
+    ``against``: as :func:`rival` takes it."""
     env = environment(folder, openblas)
     with contextlib.ExitStack() as stack:
         # All are started before any is awaited: they spend seconds on imports.
         bare = stack.enter_context(
             Process("bare", ["-m", "benchmarks.bare", str(model)], env, folder, json_lines=True)
         )
-        theirs, their_port = stack.enter_context(mlx_lm_server(folder, env, model))
+        rivals, theirs = stack.enter_context(rival(folder, env, model, against))
         ours, our_port = stack.enter_context(our_server(folder, env, models=model.parents[1]))
-        theirs.wait_until_healthy(their_port)
+        theirs.wait_until_healthy(rivals.port)
         ours.wait_until_healthy(our_port)
         bare.read_json(_LOAD_SECONDS)
-        subjects: list[tuple[Subject, Process]] = [
+        subjects: list[tuple[Subject, Host]] = [
             (HTTPSubject(OURS, our_port, {"ignore_eos": True, "timeout": RUN_SECONDS}), ours),
-            (HTTPSubject(MLX_LM, their_port), theirs),
+            (rivals, theirs),
             (BareSubject(bare), bare),
         ]
         for subject, process in subjects:
@@ -187,6 +221,34 @@ def our_server(
     arguments += ["--model-dir", str(models), *flags]
     with Process(OURS, arguments, env, folder) as process:
         yield process, port
+
+
+@contextlib.contextmanager
+def rival(
+    folder: Path, env: Mapping[str, str], model: Path, against: int | None
+) -> Iterator[tuple[HTTPSubject, Host]]:
+    """What ours is compared with: mlx_lm.server, or what listens at port ``against``. It may not be
+    ready yet. Raises WrongAnswer if nothing there knows a model."""
+    if against is not None:
+        name = f"the server at port {against}"
+        yield HTTPSubject(name, against, {"model": _first_model(against)}), Elsewhere()
+        return
+    with mlx_lm_server(folder, env, model) as (process, port):
+        yield HTTPSubject(MLX_LM, port), process
+
+
+def _first_model(port: int) -> str:
+    connection = http.client.HTTPConnection(HOST, port, timeout=10.0)
+    try:
+        connection.request("GET", "/v1/models")
+        return str(json.loads(connection.getresponse().read())["data"][0]["id"])
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        raise WrongAnswer(
+            f"http://{HOST}:{port}/v1/models names no model ({type(error).__name__}); start the "
+            "server first, with the model that benchmarks/peers.md says how to make"
+        ) from None
+    finally:
+        connection.close()
 
 
 @contextlib.contextmanager

@@ -11,12 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks import measures
+from benchmarks import measures, prefix
+from benchmarks.agent import agent
+from benchmarks.fairness import fairness
+from benchmarks.kv import kv
 from benchmarks.loading import efficiency, stall
 from benchmarks.measures import GROUPS, Plan, Say
 from benchmarks.model import make_model
 from benchmarks.processes import find_openblas
 from benchmarks.report import Result, failed
+from benchmarks.speculation import speculation
 from benchmarks.subjects import Contest, contest
 from benchmarks.swap import swap
 from benchmarks.vision import vision
@@ -43,18 +47,22 @@ class Progress:
 
 class Suite:
     """``openblas``: as :func:`benchmarks.processes.find_openblas` takes it. ``facts`` are filled
-    with what a report should say of the run."""
+    with what a report should say of the run. ``against``: as :func:`benchmarks.subjects.rival`
+    takes it."""
 
-    def __init__(self, plan: Plan, openblas: str | None, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, openblas: str | None, progress: Progress, against: int | None = None
+    ) -> None:
         self.results: list[Result] = []
         self.facts: dict[str, str] = {}
         self._plan = plan
         self._openblas = openblas
         self._progress = progress
+        self._against = against
 
     def run(self, groups: Sequence[str]) -> None:
         """Measure these groups of :data:`benchmarks.measures.GROUPS`. Takes minutes."""
-        plan = self._plan
+        plan, openblas, against = self._plan, self._openblas, self._against
         with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
             folder = Path(temporary)
             alone = {
@@ -64,12 +72,34 @@ class Suite:
                 ],
                 "passes": [("passes", partial(measures.passes, plan=plan))],
                 "overhead": [("overhead", partial(measures.overhead, plan=plan))],
-                "swap": [("swap", partial(swap, plan=plan, openblas=self._openblas))],
+                "swap": [("swap", partial(swap, plan=plan, openblas=openblas))],
                 "load": [
-                    ("efficiency", partial(efficiency, plan=plan, openblas=self._openblas)),
-                    ("a stream meanwhile", partial(stall, plan=plan, openblas=self._openblas)),
+                    ("efficiency", partial(efficiency, plan=plan, openblas=openblas)),
+                    ("a stream meanwhile", partial(stall, plan=plan, openblas=openblas)),
                 ],
-                "vision": [("turns and gaps", partial(vision, plan=plan, openblas=self._openblas))],
+                "vision": [("turns and gaps", partial(vision, plan=plan, openblas=openblas))],
+                "prefix": [
+                    ("again", partial(prefix.again, plan=plan, openblas=openblas, against=against)),
+                    ("after a swap", partial(prefix.after_swap, plan=plan, openblas=openblas)),
+                    (
+                        "after a restart",
+                        partial(prefix.after_restart, plan=plan, openblas=openblas),
+                    ),
+                    (
+                        "an agent's conversation",
+                        partial(agent, plan=plan, openblas=openblas, against=against),
+                    ),
+                ],
+                "fairness": [
+                    (
+                        "a long prompt",
+                        partial(fairness, plan=plan, openblas=openblas, against=against),
+                    )
+                ],
+                "speculation": [
+                    ("prompt lookup", partial(speculation, plan=plan, openblas=openblas))
+                ],
+                "kv": [("8 and 4 bits", partial(kv, plan=plan))],
             }
             for group in groups:
                 for name, measure in alone.get(group, ()):
@@ -112,8 +142,8 @@ class Suite:
         library = find_openblas(self._openblas)
         self._progress.say("making the model")
         model = make_model(folder / "models" / "benchmark" / "random", self._plan.shape)
-        self._progress.say("starting mlx-router, mlx_lm.server and the bare loop")
-        three = stack.enter_context(contest(model, folder, library))
+        self._progress.say("starting mlx-router, the other server and the bare loop")
+        three = stack.enter_context(contest(model, folder, library, self._against))
         blas = "MLX's own" if library is None else "OpenBLAS, preloaded, 1 thread"
         self.facts["BLAS"] = f"{blas}: {three.gflops:.1f} GFLOP/s in float32"
         return three

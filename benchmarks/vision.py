@@ -15,12 +15,13 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.client import ask_together, watch_stream
+from benchmarks.client import ask_together
 from benchmarks.measures import GROUPS, Plan, Say
 from benchmarks.model import make_prompt
 from benchmarks.processes import Process, environment, find_openblas, free_port
 from benchmarks.report import Result, at_most, median, number, ratios, spread
 from benchmarks.subjects import OURS, HTTPSubject, our_server
+from benchmarks.watch import watch_streams
 from tests.vision_models import change_processor, make_vision_model
 
 MLX_VLM = "mlx_vlm.server"
@@ -176,7 +177,7 @@ def _gaps(subject: HTTPSubject, process: Process, turn: int, side: int) -> tuple
     for other in (seeing, reading):
         process.wait_until_idle()
         stream = subject.body(f"stream {turn}", 4000, stream_options={"include_usage": True})
-        seen = watch_stream(subject.port, stream, other, _STEPS_BEFORE, _MINUTES, queued=False)
+        seen = watch_streams(subject.port, [stream], other, _STEPS_BEFORE, _MINUTES)
         longest.append(max(seen.meanwhile))
     return longest[0], longest[1]
 

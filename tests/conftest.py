@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mlx_router.config.prefix_cache import PrefixCacheSettings
 from mlx_router.config.settings import DefaultSettings
 from tests.embedding_models import make_embedding_model
 from tests.engine_support import Driver
@@ -44,7 +45,14 @@ def _state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes what this user's own router remembers."""
     folder, given = tmp_path_factory.mktemp("state"), DefaultSettings.state_folder
     default = DefaultSettings().state_directory
+    prompts, given_prompts = tmp_path_factory.mktemp("prompts"), PrefixCacheSettings.folder
+    default_prompts = PrefixCacheSettings().directory
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            PrefixCacheSettings,
+            "folder",
+            lambda self: prompts if self.directory == default_prompts else given_prompts(self),
+        )
         patch.setattr(
             DefaultSettings,
             "state_folder",

@@ -26,7 +26,7 @@ class Driver:
         card = ModelCard(id=folder.name, path=folder, kind=ModelKind.TEXT, architecture="")
         self.engine = TextEngine(card)
         self.reports: queue.Queue[Report] = queue.Queue()
-        self.thread = EngineThread(folder.name, self.engine, self.reports.put)
+        self.thread = EngineThread(folder.name, lambda: self.engine, self.reports.put)
         self.thread.start()
         report = self.reports.get(timeout=60)
         if isinstance(report, LoadFailed):

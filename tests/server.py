@@ -53,6 +53,8 @@ class ServerProcess:
             "state_directory": str(folder / "state"),
             **settings.get("defaults", {}),
         }
+        kept = {"directory": str(folder / "prompts"), **settings.get("prefix_cache", {})}
+        settings["prefix_cache"] = kept
         file = folder / "config.json"
         file.write_text(json.dumps(settings))
         self._command = [sys.executable, "-m", "mlx_router", "--config", str(file)]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from socket import create_server
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from benchmarks.__main__ import parse
+from benchmarks.agent import converse
 from benchmarks.client import (
     Answer,
     Asked,
@@ -29,7 +31,7 @@ from benchmarks.client import (
     parse_head,
 )
 from benchmarks.measures import GROUPS, QUICK, Plan
-from benchmarks.model import TINY, make_model, make_prompt
+from benchmarks.model import TINY, make_model, make_prompt, recital
 from benchmarks.processes import Process, ProcessFailed, environment, find_openblas
 from benchmarks.report import (
     Result,
@@ -47,9 +49,10 @@ from benchmarks.report import (
     spread,
     summary,
 )
-from benchmarks.subjects import Run, WrongAnswer, checked
+from benchmarks.subjects import Elsewhere, HTTPSubject, Run, WrongAnswer, checked, our_server, rival
 from benchmarks.suite import Progress, Suite
 from benchmarks.swap import TRACES, Trace, served
+from benchmarks.watch import overtake, watch_streams
 
 # --- statistics -----------------------------------------------------------------------------
 
@@ -296,6 +299,67 @@ def test_clients_use_up_what_they_share(canned_connections: int) -> None:
     assert all(one.sent >= 0 for one in asked)
 
 
+@pytest.fixture
+def scripted_server(tmp_path: Path) -> Iterator[HTTPSubject]:
+    env = environment(tmp_path)
+    with our_server(tmp_path, env, "--engine", "scripted", models=tmp_path) as (process, port):
+        process.wait_until_healthy(port)
+        yield HTTPSubject("scripted", port, {"model": "scripted", "ignore_eos": True})
+
+
+@pytest.mark.slow
+def test_gaps_of_all_streams_are_seen_while_another_request_waits(tmp_path: Path) -> None:
+    make_model(tmp_path / "models" / "tiny", TINY)
+    settings = {"defaults": {"stream_chunk_size": 1}}
+    env, models = environment(tmp_path), tmp_path / "models"
+    with our_server(tmp_path, env, models=models, settings=settings) as (process, port):
+        process.wait_until_healthy(port)
+        server = HTTPSubject("tiny", port, {"ignore_eos": True})
+        streams = [server.body(f"stream {number}", 4000) for number in range(2)]
+        seen = watch_streams(port, streams, server.body("other", 2), 5, 60)
+    assert seen.waited > 0
+    assert len(seen.before) >= 2 * 3  # of five pieces, the first of which is the head
+    assert len(seen.meanwhile) >= 2
+
+
+def test_a_stream_that_ends_too_soon_is_not_measured(scripted_server: HTTPSubject) -> None:
+    body = scripted_server.body("other", 2)
+    with pytest.raises(LoadError, match="ended before"):
+        watch_streams(scripted_server.port, [body], body, 100, 60)
+
+
+def test_two_requests_are_timed_from_when_the_second_is_sent(scripted_server: HTTPSubject) -> None:
+    body = scripted_server.body("a question", 2)
+    first, second = overtake(scripted_server.port, body, body, 0.0, 60)
+    assert first > 0
+    assert second > 0
+
+
+def test_an_agent_sends_everything_again_and_branches(scripted_server: HTTPSubject) -> None:
+    found = converse(scripted_server, Elsewhere(), "test", 30)
+    assert found.prompt_tokens > 11 * 30
+    assert found.waited > 0
+
+
+def test_another_server_is_asked_for_its_first_model(
+    scripted_server: HTTPSubject, tmp_path: Path
+) -> None:
+    with rival(tmp_path, {}, tmp_path, scripted_server.port) as (other, host):
+        assert other.fields == {"model": "scripted"}
+        host.wait_until_healthy(other.port)
+        assert other.answer(["hello"], 1).answers[0].completion_tokens == 1
+
+
+def test_what_is_no_server_is_named() -> None:
+    with create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with (
+        pytest.raises(WrongAnswer, match=f"127.0.0.1:{port}/v1/models names no model"),
+        rival(Path(), {}, Path(), port),
+    ):
+        pass
+
+
 def asked(source: int, sent: float, wait: float) -> Asked:
     return Asked(source, sent, Answer("text", 1, 1, wait, wait, wait + 1.0))
 
@@ -349,6 +413,18 @@ def test_model_says_words_only_and_never_ends(tmp_path: Path) -> None:
     assert 50 <= len(words.ids) < 60
 
 
+def test_model_that_recites_says_the_words_of_its_prompt(tmp_path: Path) -> None:
+    from mlx_lm import generate, load
+
+    folder = make_model(tmp_path / "model", TINY, recites=True)
+    model, tokenizer = load(str(folder))[:2]
+    messages = [{"role": "user", "content": make_prompt("x", 20)}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    words = recital()
+    text = generate(model, tokenizer, prompt, max_tokens=2 * len(words) + 5)
+    assert text.split() == [*words, *words, *words[:5]]
+
+
 # --- processes and the command --------------------------------------------------------------
 
 
@@ -384,6 +460,28 @@ def test_groups_come_in_one_order(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--only", "cpu,speed"])
     assert "'speed' is none of decode" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url", ["https://127.0.0.1:1", "http://10.0.0.1:80", "http://localhost", "8000", "http://[:1"]
+)
+def test_only_a_server_of_this_machine_is_compared(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parse(["--against", "http://localhost:8001/v1"]).against == 8001
+    with pytest.raises(SystemExit):
+        parse(["--against", url])
+    assert "http://127.0.0.1:8000" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_long_prompts_drafts_and_small_caches_can_be_measured() -> None:
+    groups = ["prefix", "fairness", "speculation", "kv"]
+    plan = replace(QUICK, shape=TINY, prefix_words=300, fairness_words=300, system_words=50)
+    suite = Suite(plan, "none", Progress())
+    suite.run(groups)
+    assert [result.problem for result in suite.results if result.value is None] == []
+    assert {result.group for result in suite.results} == {GROUPS[group] for group in groups}
 
 
 @pytest.mark.slow

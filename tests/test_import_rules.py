@@ -42,6 +42,7 @@ MAY_IMPORT = {
         "media",
     },
     "api": {"runtime", "config", "telemetry", "memory"},
+    "bench": {"runtime", "config"},
 }
 EVERYWHERE = {"domain", "errors", "version"}
 
@@ -62,7 +63,7 @@ ONLY_IN = {
     "rich": {"cli"},
     "huggingface_hub": {"downloads"},
     "PIL": {"media", "engine"},
-    "httpcore": {"media"},
+    "httpcore": {"media", "bench"},
     "pdf2image": {"media"},
     "pypdfium2": {"media"},
 }

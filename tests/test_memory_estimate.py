@@ -201,6 +201,7 @@ def test_the_estimated_cache_is_that_of_the_real_model(
     family: str, details: dict[str, Any]
 ) -> None:
     import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import _get_classes
 
     from mlx_router.engine.loading import cache_bytes
@@ -210,7 +211,7 @@ def test_the_estimated_cache_is_that_of_the_real_model(
     model = model_class(arguments.from_dict(config))
     model.set_dtype(mx.bfloat16)
     for tokens in (50, 1000, 4096):
-        assert kv_cost(config).total(tokens) == cache_bytes(model, tokens)
+        assert kv_cost(config).total(tokens) == cache_bytes(model, make_prompt_cache(model), tokens)
 
 
 def test_a_cache_of_an_unknown_kind_is_not_guessed_at() -> None:
@@ -219,10 +220,7 @@ def test_a_cache_of_an_unknown_kind_is_not_guessed_at() -> None:
     class Odd:
         layers = ()
 
-        def make_cache(self) -> list[object]:
-            return [object()]
-
         def __call__(self, tokens: object, cache: object) -> None:
             pass
 
-    assert cache_bytes(Odd(), 100) is None
+    assert cache_bytes(Odd(), [object()], 100) is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
-from mlx_router.engine.prefix import PrefixCache, text_key
+from mlx_router.engine.prefix.cache import PrefixCache, text_key
 
 WINDOW = 32
 PLENTY = 10**9
@@ -40,12 +40,11 @@ def held(layer: Any) -> list[int]:
 
 
 def keep(prefixes: PrefixCache, ids: Sequence[int], scope: str = "") -> None:
-    prefixes.keep(scope, text_key(ids), kept_cache(ids))
+    prefixes.keep(scope, text_key(ids), kept_cache(ids), {})
 
 
 def found_tokens(prefixes: PrefixCache, ids: Sequence[int], scope: str = "") -> int:
-    found = prefixes.find(scope, text_key(ids))
-    return 0 if found is None else found.tokens
+    return prefixes.find(scope, text_key(ids)).tokens
 
 
 # --- what is found --------------------------------------------------------------------------
@@ -57,7 +56,7 @@ def test_the_longest_common_beginning_is_found() -> None:
     keep(prefixes, [*CHAT[:30], 4, 5, 6])
     keep(prefixes, [*CHAT[:25], 7, 8, 9])
     found = prefixes.find("", text_key([*CHAT, 1, 2]))
-    assert found is not None
+    assert found.cache is not None
     assert found.tokens == 30
     assert held(found.cache[0]) == CHAT[:30]
 
@@ -67,7 +66,7 @@ def test_at_least_one_token_is_left_to_compute() -> None:
     keep(prefixes, CHAT)
     for ids in (CHAT, CHAT[:-5]):
         found = prefixes.find("", text_key(ids))
-        assert found is not None
+        assert found.cache is not None
         assert held(found.cache[0]) == ids[:-1]
         assert found.tokens == len(ids) - 1
     assert found_tokens(prefixes, [*CHAT, 1]) == len(CHAT)
@@ -79,7 +78,7 @@ def test_prompts_that_have_little_or_nothing_in_common_with_another_find_nothing
 ) -> None:
     prefixes = PrefixCache(PLENTY)
     keep(prefixes, CHAT)
-    assert prefixes.find("", text_key(ids)) is None
+    assert found_tokens(prefixes, ids) == 0
 
 
 @pytest.mark.parametrize("ids", [[], [5], CHAT[:8]])
@@ -87,9 +86,9 @@ def test_short_prompts_are_not_kept(ids: list[int]) -> None:
     """Nor may a cache that holds nothing yet raise."""
     prefixes = PrefixCache(PLENTY)
     cache = kept_cache(ids) if ids else [KVCache(), RotatingKVCache(WINDOW), ArraysCache(1)]
-    prefixes.keep("", text_key(ids), cache)
+    prefixes.keep("", text_key(ids), cache, {})
     assert prefixes.nbytes == 0
-    assert prefixes.find("", text_key(CHAT)) is None
+    assert found_tokens(prefixes, CHAT) == 0
 
 
 def test_what_one_scope_computed_no_other_finds() -> None:
@@ -113,14 +112,14 @@ def test_numbers_of_images_are_compared_exactly() -> None:
     prefixes = PrefixCache(PLENTY)
     number = -(2**62)
     key = text_key([*CHAT[:20], number, number, 1, 2])
-    prefixes.keep("", key, kept_cache(range(len(key))))
+    prefixes.keep("", key, kept_cache(range(len(key))), {})
     other = text_key([*CHAT[:20], number + 1, number, 1, 2])
     found = prefixes.find("", other)
-    assert found is not None
+    assert found.cache is not None
     assert found.tokens == 20
     assert found.lost_images
     whole = prefixes.find("", np.append(key, 3))
-    assert whole is not None
+    assert whole.cache is not None
     assert whole.tokens == len(key)
     assert not whole.lost_images
 
@@ -128,10 +127,10 @@ def test_numbers_of_images_are_compared_exactly() -> None:
 def test_images_are_lost_only_with_the_part_that_is_cut_off() -> None:
     prefixes = PrefixCache(PLENTY)
     key = text_key([*CHAT[:20], -7, -7, 1, 2])
-    prefixes.keep("", key, kept_cache(range(len(key))))
+    prefixes.keep("", key, kept_cache(range(len(key))), {})
     for tokens, lost in ((20, True), (21, True), (22, False), (23, False)):
         found = prefixes.find("", np.append(key[:tokens], 9))
-        assert found is not None
+        assert found.cache is not None
         assert (found.tokens, found.lost_images) == (tokens, lost)
 
 
@@ -146,34 +145,34 @@ def layers() -> list[Any]:
 def test_what_cannot_be_cut_is_used_as_a_whole_or_not_at_all(layer: int) -> None:
     prefixes = PrefixCache(PLENTY)
     cache = kept_cache(CHAT, [layers()[0], layers()[layer]])
-    prefixes.keep("", text_key(CHAT), cache)
+    prefixes.keep("", text_key(CHAT), cache, {})
     assert found_tokens(prefixes, CHAT) == 0, "its last token could not be computed again"
     assert found_tokens(prefixes, [*CHAT[:35], 1, 2]) == 0
     found = prefixes.find("", text_key([*CHAT, 1]))
-    assert found is not None
+    assert found.cache is not None
     assert found.tokens == len(CHAT)
 
 
 def test_a_window_that_is_not_full_is_cut() -> None:
     prefixes = PrefixCache(PLENTY)
     ids = CHAT[: WINDOW - 1]
-    prefixes.keep("", text_key(ids), kept_cache(ids, layers()[:2]))
+    prefixes.keep("", text_key(ids), kept_cache(ids, layers()[:2]), {})
     found = prefixes.find("", text_key([*ids[:20], 1, 2]))
-    assert found is not None
+    assert found.cache is not None
     assert [held(layer) for layer in found.cache] == [ids[:20]] * 2
     kept_cache([1, 2], found.cache)
     assert [held(layer) for layer in found.cache] == [[*ids[:20], 1, 2]] * 2
 
 
-def test_a_shorter_prompt_stays_beside_a_longer_one_that_cannot_be_cut() -> None:
+def test_a_shorter_prompt_is_found_in_a_longer_one_that_cannot_be_cut() -> None:
     prefixes = PrefixCache(PLENTY)
     for ids in (CHAT[:30], CHAT):
-        prefixes.keep("", text_key(ids), kept_cache(ids, [KVCache(), ArraysCache(1)]))
+        prefixes.keep("", text_key(ids), kept_cache(ids, [KVCache(), ArraysCache(1)]), {})
     assert found_tokens(prefixes, [*CHAT[:30], 1]) == 30
     assert found_tokens(prefixes, [*CHAT, 1]) == 40
     # Of two that hold the same the later one stays.
     size = prefixes.nbytes
-    prefixes.keep("", text_key(CHAT), kept_cache(CHAT, [KVCache(), ArraysCache(1)]))
+    prefixes.keep("", text_key(CHAT), kept_cache(CHAT, [KVCache(), ArraysCache(1)]), {})
     assert prefixes.nbytes == size
 
 
@@ -187,14 +186,14 @@ def test_a_prompt_that_goes_on_from_a_kept_one_changes_nothing_of_it(tokens: int
     prompts = [[*CHAT[:tokens], *more] for more in ([1, 2, 3], [4], [5, 6])]
     found = [prefixes.find("", text_key(ids)) for ids in prompts]
     for each, ids in zip(found, prompts, strict=True):
-        assert each is not None
+        assert each.cache is not None
         for token in ids[tokens:]:  # token by token: into the place of what was cut off
             kept_cache([token], each.cache)
     for each, ids in zip(found, prompts, strict=True):
-        assert each is not None
+        assert each.cache is not None
         assert held(each.cache[0]) == ids
     whole = prefixes.find("", text_key([*CHAT, 9]))
-    assert whole is not None
+    assert whole.cache is not None
     assert held(whole.cache[0]) == CHAT
 
 
@@ -204,11 +203,11 @@ def test_a_full_window_and_a_state_that_are_found_are_not_shared() -> None:
     for token in (1, 2):
         kept_cache([token], cache)  # the window has turned
     ids = [*CHAT, 1, 2]
-    prefixes.keep("", text_key(ids), cache)
+    prefixes.keep("", text_key(ids), cache, {})
     one = prefixes.find("", text_key([*ids, 7]))
     other = prefixes.find("", text_key([*ids, 8]))
-    assert one is not None
-    assert other is not None
+    assert one.cache is not None
+    assert other.cache is not None
     kept_cache([7], one.cache)
     kept_cache([8], other.cache)
     assert set(held(one.cache[0])) == set([*ids, 7][-WINDOW:])
@@ -232,11 +231,11 @@ def test_a_real_model_goes_on_from_a_kept_prompt_and_from_its_copy(tiny_models: 
         first = first or [KVCache() for _ in model.layers]
         said = answer(CHAT, first)
         # The last token was not put in.
-        prefixes.keep("", text_key([*CHAT, *said][: first_length(first)]), first)
+        prefixes.keep("", text_key([*CHAT, *said][: first_length(first)]), first, {})
         for more in ([5, 6, 7], [8], [9, 10]):
             prompt = [*CHAT, *said, *more]
             found = prefixes.find("", text_key(prompt))
-            assert found is not None, kind
+            assert found.cache is not None, kind
             assert answer(prompt[found.tokens :], found.cache) == answer(prompt), kind
 
 
@@ -275,7 +274,7 @@ def test_nothing_is_kept_without_a_budget() -> None:
     prefixes = PrefixCache(0)
     assert not prefixes.enabled
     keep(prefixes, CHAT)
-    assert prefixes.find("", text_key(CHAT)) is None
+    assert found_tokens(prefixes, CHAT) == 0
 
 
 def test_a_chat_takes_the_place_of_its_earlier_turns() -> None:
@@ -302,7 +301,7 @@ def test_looking_for_a_long_prompt_costs_next_to_nothing() -> None:
     ids = list(range(1000)) * (tokens // 1000)
     prefixes = PrefixCache(PLENTY)
     for number in range(20):
-        prefixes.keep("", text_key([*ids[:-1], 10_000 + number]), kept_cache([1]))
+        prefixes.keep("", text_key([*ids[:-1], 10_000 + number]), kept_cache([1]), {})
     key = text_key([*ids[:-1], 5])
     fastest, one_pass = float("inf"), float("inf")
     for _ in range(5):
@@ -312,6 +311,6 @@ def test_looking_for_a_long_prompt_costs_next_to_nothing() -> None:
         assert all(one == other for one, other in zip(ids, ids, strict=True))
         fastest = min(fastest, between - start)
         one_pass = min(one_pass, time.perf_counter() - between)
-    assert found is not None
+    assert found.cache is not None
     assert found.tokens == tokens - 1
     assert fastest < 10 * one_pass

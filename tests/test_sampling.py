@@ -101,6 +101,16 @@ def test_the_number_for_a_token_depends_on_seed_and_position_alone() -> None:
     assert [int(number(other(scores))) for _ in range(12)] != tokens
 
 
+def test_a_sharper_sampler_draws_with_the_same_numbers_at_a_lower_temperature() -> None:
+    scores = logprobs()
+    sampling = Sampling(temperature=2.0, seed=5)
+    sampler, colder = Sampler(sampling), Sampler(Sampling(temperature=1.0, seed=5))
+    sharper = sampler.sharper(0.5)
+    tokens = [int(number(colder(scores))) for _ in range(12)]
+    assert [int(number(sharper(scores))) for _ in range(12)] == tokens
+    assert sampler.position == 0
+
+
 # --- processors -----------------------------------------------------------------------------
 
 

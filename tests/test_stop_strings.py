@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_router.parsing import OutputParser
+from mlx_router.parsing import OutputParser, Parsed
 
 
 def read(pieces: Sequence[str], stop: Sequence[str]) -> tuple[str, bool]:
@@ -20,11 +20,11 @@ def read(pieces: Sequence[str], stop: Sequence[str]) -> tuple[str, bool]:
 
 def test_a_stop_string_is_never_shown_and_ends_the_answer() -> None:
     parser = OutputParser(None, None, None, stop=["END"])
-    assert parser.feed("one E") == ("one ", "", (), False)
-    assert parser.feed("N") == ("", "", (), False)
-    assert parser.feed("D two") == ("", "", (), True)
-    assert parser.feed("three END") == ("", "", (), True)
-    assert parser.finish() == ("", "", (), True)
+    assert parser.feed("one E") == Parsed("one ")
+    assert parser.feed("N") == Parsed()
+    assert parser.feed("D two") == Parsed(stopped=True)
+    assert parser.feed("three END") == Parsed(stopped=True)
+    assert parser.finish() == Parsed(stopped=True)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
@@ -39,7 +39,7 @@ def test_what_only_looked_like_one_is_shown() -> None:
     assert parser.feed("a\nUs").content == "a"
     assert parser.feed("ed").content == "\nUsed"
     assert parser.feed("\nUser").content == ""
-    assert parser.finish() == ("\nUser", "", (), False)
+    assert parser.finish() == Parsed("\nUser")
 
 
 def test_the_first_of_several_wins() -> None:

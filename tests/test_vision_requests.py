@@ -415,7 +415,7 @@ def test_a_client_that_leaves_while_its_images_are_computed_is_answered_no_furth
 
     def answered() -> int:
         """Those with so long a prompt that came to their end."""
-        counts = re.findall(r"(\d+) prompt tokens in", server.output())
+        counts = re.findall(r"(\d+) prompt tokens ", server.output())
         return sum(int(count) > 1000 for count in counts)
 
     async def leave(request: Json, looks: int) -> None:

@@ -191,7 +191,6 @@ class Sight:
             assert not runner._prefills
             assert not runner._live
             assert not runner._uids
-            assert not any(runner._forks.values())
             assert not runner._generator._unprocessed_sequences
         else:
             assert not runner._queue

@@ -21,6 +21,7 @@ BODY_SECONDS = 120.0
 MAX_CONTAINERS = 50_000
 MAX_ITEMS = 250_000
 _SMALL = 64 * 1024
+_MUCH = 4 * 1024 * 1024
 
 
 class ClientGone(Exception):
@@ -58,6 +59,8 @@ async def read_json(receive: Receive) -> dict[str, Any]:
             f"column {error.colno}).",
             code="invalid_json",
         ) from None
+    if len(body) > _SMALL:
+        await asyncio.sleep(0)  # other requests' turn, before this one is checked further
     if not isinstance(data, dict):
         raise InvalidRequest(
             f"The request body must be a JSON object (got {shorten(data)}).", code="invalid_json"
@@ -76,8 +79,10 @@ def _check_size(body: bytes) -> None:
 
 
 def _count(body: bytes, byte: bytes, enough: int) -> int:
-    """How often ``byte`` occurs; stops above ``enough``. In base64, where it does not occur, nine
-    times as fast as ``bytes.count``: all streams wait meanwhile."""
+    """How often ``byte`` occurs; stops above ``enough``. All streams wait meanwhile, so it is the
+    faster way of two: of much, most is base64, where the byte does not occur."""
+    if len(body) < _MUCH:
+        return body.count(byte)
     found, at = 0, body.find(byte)
     while at >= 0 and found <= enough:
         found += 1

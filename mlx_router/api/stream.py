@@ -24,13 +24,16 @@ from starlette.types import Receive, Scope, Send
 from mlx_router.api.body import ClientGone
 from mlx_router.api.errors import as_router_error, error_response
 from mlx_router.api.wire import started_headers
-from mlx_router.domain import AnswerEvent, Completed, GenerationEvent, Preparing, Started
+from mlx_router.domain import AnswerEvent, Completed, Delta, GenerationEvent, Preparing, Started
 from mlx_router.errors import EngineFailed, RouterError
 
 log = logging.getLogger(__name__)
 
 # A reader that takes nothing for so long is dropped: its answer is held in memory meanwhile.
 STALL_SECONDS = 30.0
+
+# In one write, of those that are there: a slow reader must be seen to make progress.
+MOST_CHUNKS = 64
 
 T = TypeVar("T")
 
@@ -96,7 +99,9 @@ class StreamingAnswer(Response):
         self._first = b""  # what the encoder made of Started, until the response begins
         self._open = False  # the response has begun
         self._ended = False  # its last bytes are written, or being written
+        self._gathered: list[bytes] = []  # chunks to be written together with the next one
         self._writing = asyncio.Lock()
+        self._sending = False  # a chunk is being written, without the lock
         self._since = 0.0  # when the last write began
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,7 +120,7 @@ class StreamingAnswer(Response):
                     scope["mlx_router.client_left"] = not self._ended
                     return None
                 if self._patience() == 0:
-                    if self._writing.locked():
+                    if self._busy:
                         raise TimeoutError
                     async with asyncio.timeout(self._stall):
                         await self._write(send, self._framing.keep_alive)
@@ -127,18 +132,22 @@ class StreamingAnswer(Response):
             pump.cancel()
             await asyncio.gather(pump, watch, return_exceptions=True)
 
+    @property
+    def _busy(self) -> bool:
+        return self._sending or self._writing.locked()
+
     def _patience(self) -> float | None:
         """Seconds until something must happen: a keep-alive, or an end to a write that hangs."""
-        writing = self._writing.locked()
-        if self._ended and not writing:
+        if self._ended and not self._busy:
             return None
-        limit = self._stall if writing else self._interval
+        limit = self._stall if self._busy else self._interval
         # A write that begins now must be looked at in time, too: hence the stall limit as bound.
         left = self._since + limit - asyncio.get_running_loop().time()
         return min(max(0.0, left), self._stall)
 
     async def _pump(self, scope: Scope, receive: Receive, send: Send) -> None:
         events, encode, writing = self._events, self._encoder.encode, self._writing
+        gathered = self._gathered
         clock = asyncio.get_running_loop().time
         last: bytes | None = None
         try:
@@ -146,6 +155,12 @@ class StreamingAnswer(Response):
             # Preparing comes before Started only: it is not looked for again, token after token.
             async for event in cast(AsyncGenerator[AnswerEvent, None], events):
                 chunk = encode(event)
+                if isinstance(event, Delta) and event.more and len(gathered) < MOST_CHUNKS - 1:
+                    gathered.append(chunk)
+                    continue
+                if gathered:
+                    chunk = b"".join((*gathered, chunk))
+                    gathered.clear()
                 if isinstance(event, Completed):
                     last = chunk  # written below: the events must have ended, slot and all
                 elif not self._open:
@@ -154,9 +169,12 @@ class StreamingAnswer(Response):
                     elif chunk:
                         await self._write(send, chunk)
                 elif chunk:
-                    async with writing:
-                        self._since = clock()
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    if writing.locked():  # by a keep-alive. To take it for every chunk is too dear.
+                        async with writing:
+                            pass
+                    self._since, self._sending = clock(), True
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    self._sending = False
             if last is None:
                 raise EngineFailed("The answer ended before it was complete.")
             await self._write(send, last, more=False)
@@ -182,7 +200,7 @@ class StreamingAnswer(Response):
             self._ended = True
             self._since = asyncio.get_running_loop().time()
             if self._open:
-                chunk = self._encoder.error(error)
+                chunk = b"".join((*self._gathered, self._encoder.error(error)))
                 await send({"type": "http.response.body", "body": chunk, "more_body": False})
             else:
                 await error_response(error)(scope, receive, send)

@@ -27,6 +27,7 @@ COMMANDS = {
     "models": "mlx_router.cli.models",
     "config": "mlx_router.cli.config",
     "reload": "mlx_router.cli.reload",
+    "bench": "mlx_router.cli.bench",
 }
 
 

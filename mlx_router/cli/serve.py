@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ commands:
   models    list the models on this machine; --json for programs
   config    check, show or document the config; `mlx-router config --help`
   reload    let a running server read its config again
+  bench     measure how fast models are on this machine
 """
 
 EPILOG = f"""\
@@ -142,6 +144,7 @@ def _serve(
 
     def on_ready() -> None:
         show_ready(addresses, terminal)
+        gc.freeze()  # what a server consists of stays; streams would wait for each look at it
         if arguments.engine != "scripted":
             threading.Thread(target=_prepare_process, name="prepare", daemon=True).start()
 

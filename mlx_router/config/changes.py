@@ -24,14 +24,16 @@ _RESTART: dict[str, tuple[str, ...]] = {
     "defaults": ("serialize_steps", "state_directory", "wired_limit"),
 }
 _NEXT_LOAD = {
-    *("defaults.prefill_step_size", "defaults.prefix_cache_gb"),
+    *("defaults.prefill_step_size", "defaults.prompt_lookup"),
+    *("prefix_cache.memory_gb", "prefix_cache.disk_gb", "prefix_cache.directory"),
     *("defaults.max_batch_size", "defaults.warmup_tokens"),
 }
 _NEXT_LOAD_OF_MODEL = {
     *("path", "adapter_path", "draft_model", "chat_template", "trust_remote_code"),
     *("context_length", "supports_tools", "supports_vision", "required_memory_gb"),
+    *("kv_bits", "prompt_lookup"),
 }
-_SECTIONS = ("defaults", "server", "media", "groups", "models")
+_SECTIONS = ("defaults", "server", "media", "prefix_cache", "groups", "models")
 
 
 @dataclass(frozen=True, slots=True)

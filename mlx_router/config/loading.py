@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -12,12 +11,9 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from mlx_router.config.pending import pending
 from mlx_router.config.problems import Location, problem_lines
 from mlx_router.config.settings import Settings
 from mlx_router.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_FILE = Path("config.json")
 
@@ -33,8 +29,7 @@ def load_settings(
 
     ``path`` None: the file that ``find_config`` finds, or defaults only. ``overrides`` are the
     command line's: dotted names (``server.port``) to values; None means not given. ``environ``
-    None: this process's. Raises ConfigError, whose message has one line per problem. Logs one
-    warning that names the settings nothing acts on yet.
+    None: this process's. Raises ConfigError, whose message has one line per problem.
     """
     environ = os.environ if environ is None else environ
     given = [
@@ -42,14 +37,7 @@ def load_settings(
         for name, value in (overrides or {}).items()
         if value is not None
     ]
-    settings = _validated(find_config(path, environ), [*_from_environment(environ), *given])
-    if names := pending(settings):
-        logger.warning(
-            "%s %s accepted and not acted on yet",
-            ", ".join(names),
-            "is" if len(names) == 1 else "are",
-        )
-    return settings
+    return _validated(find_config(path, environ), [*_from_environment(environ), *given])
 
 
 def find_config(path: Path | None, environ: Mapping[str, str]) -> Path | None:

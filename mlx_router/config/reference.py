@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mlx_router.config.describe import Schema, allowed, locate, root_schema
-from mlx_router.config.pending import PENDING_MODEL
 from mlx_router.config.settings import Settings
 
 PACKAGE = Path(__file__).resolve().parent
@@ -38,17 +37,14 @@ _EXAMPLE_MODEL = {
         },
     }
 }
-_TABLES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("`defaults`", ("defaults",), ()),
-    ("`server`", ("server",), ()),
-    ("`media`", ("media",), ()),
-    ('`groups`: `{"name": {...}}`', ("groups", "NAME"), ()),
-    ('`models`: `{"org/name": {...}}`', ("models", "NAME"), PENDING_MODEL),
-    (
-        "`memory_pressure_max_tokens` of a model",
-        ("models", "NAME", "memory_pressure_max_tokens"),
-        (),
-    ),
+_TABLES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("`defaults`", ("defaults",)),
+    ("`server`", ("server",)),
+    ("`media`", ("media",)),
+    ("`prefix_cache`", ("prefix_cache",)),
+    ('`groups`: `{"name": {...}}`', ("groups", "NAME")),
+    ('`models`: `{"org/name": {...}}`', ("models", "NAME")),
+    ("`memory_pressure_max_tokens` of a model", ("models", "NAME", "memory_pressure_max_tokens")),
 )
 
 
@@ -101,7 +97,7 @@ def markdown_tables() -> str:
     """The tables of docs/configuration.md: setting, default, what is allowed, meaning."""
     values = Settings().model_dump(mode="json")
     parts = []
-    for title, place, waiting in _TABLES:
+    for title, place in _TABLES:
         lines = [
             f"### {title}",
             "",
@@ -112,10 +108,7 @@ def markdown_tables() -> str:
             schema = locate((*place, name))[1]
             default = values.get(place[0], {}).get(name, schema.get("default"))
             shown = "" if default is None else f"`{json.dumps(default)}`"
-            note = " **Not acted on yet.**" if name in waiting else ""
-            lines.append(
-                f"| `{name}` | {shown} | {allowed(schema)} | {schema['description']}{note} |"
-            )
+            lines.append(f"| `{name}` | {shown} | {allowed(schema)} | {schema['description']} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -26,6 +26,7 @@ from mlx_router.config.fields import (
     expand,
 )
 from mlx_router.config.media import MediaSettings
+from mlx_router.config.prefix_cache import PrefixCacheSettings
 from mlx_router.domain import ContextOverflow, Pressure, SamplingOptions
 
 
@@ -110,12 +111,10 @@ class DefaultSettings(Section):
         le=65_536,
         description="Prompt tokens computed between two decoding steps.",
     )
-    prefix_cache_gb: float = Field(
-        default=1.0,
-        ge=0,
-        le=100_000,
-        description="Memory a vision model may keep computed prompts in, in GB, so that a chat "
-        "that goes on is not computed anew; 0: none.",
+    prompt_lookup: bool = Field(
+        default=False,
+        description="Guess what a single answer repeats of its prompt, and check several tokens in "
+        "one step: faster where text is copied; off again where it does not help.",
     )
     max_batch_size: int = Field(
         default=32, ge=1, le=1024, description="Answers that one model decodes together."
@@ -272,7 +271,17 @@ class ModelSettings(Section):
     )
     adapter_path: Text | None = Field(default=None, description="Folder of a LoRA adapter.")
     draft_model: Text | None = Field(
-        default=None, description="Small model for speculative decoding."
+        default=None,
+        description="Small model with the same vocabulary, by its id or folder: it drafts tokens "
+        "that this one checks several at a time.",
+    )
+    prompt_lookup: bool | None = Field(
+        default=None, description="As in defaults, for this model; absent: as there."
+    )
+    kv_bits: Literal[4, 8] | None = Field(
+        default=None,
+        description="Bits of a number in the KV cache: less memory for long prompts, but answers "
+        "one at a time; absent: the model's own precision.",
     )
     context_length: Tokens | None = Field(
         default=None, description="Context in tokens, if not its own."
@@ -320,6 +329,10 @@ class Settings(Section):
     )
     media: MediaSettings = Field(
         default_factory=lambda: MediaSettings(), description="Images and PDFs of requests."
+    )
+    prefix_cache: PrefixCacheSettings = Field(
+        default_factory=lambda: PrefixCacheSettings(),
+        description="Computed prompts that are kept.",
     )
     groups: dict[Text, GroupSettings] = Field(
         default_factory=dict, description="Limits that several models share, by the group's name."

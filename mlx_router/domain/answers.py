@@ -91,10 +91,11 @@ class Started:
     notices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one is made per token, and freezing would cost six times as much
 class Delta:
     """New text of choice ``index``. ``token_ids`` are the tokens that it was decoded from: first
-    ``reasoning_tokens`` of reasoning and its markers, then the others. ``logprobs`` are theirs."""
+    ``reasoning_tokens`` of reasoning and its markers, then the others. ``logprobs`` are theirs.
+    ``more``: the next event is there already, so whoever writes may write them together."""
 
     index: int
     content: str = ""
@@ -103,6 +104,7 @@ class Delta:
     token_ids: Sequence[int] = ()
     logprobs: Sequence[TokenLogprob] = ()
     reasoning_tokens: int = 0
+    more: bool = field(default=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

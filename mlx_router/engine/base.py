@@ -46,10 +46,16 @@ class Media(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt as a model reads it: token ids, an image's among them, and the images."""
+    """A prompt as a model reads it: token ids, an image's among them, and the images.
+
+    ``boundaries``: numbers of tokens, ascending, after which other prompts are likely to go on in
+    another way: what comes before the first message of the user, and all messages (what follows
+    only asks for the answer).
+    """
 
     ids: list[int]
     media: Media | None = None
+    boundaries: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,8 @@ class Job:
     (checked before: MLX does not check, and an id out of range corrupts memory). A token of
     ``stop_ids`` ends it; they are the codec's ``eos_ids``, or none. ``fork_of``: a job that was
     added before, with the same prompt, which is then computed once for both. ``media`` belongs to
-    the prompt. ``cache_scope``: prompts are reused among jobs of the same scope only."""
+    the prompt. ``cache_scope``: prompts are reused among jobs of the same scope only;
+    ``boundaries`` of the prompt are as in :class:`Encoded`."""
 
     id: int
     prompt: Sequence[int]
@@ -70,9 +77,10 @@ class Job:
     fork_of: int | None = None
     media: Media | None = None
     cache_scope: str = ""
+    boundaries: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one is made per token, and freezing would cost six times as much
 class StepResult:
     """One new token of a job, or, with ``token`` None, the job's failure (``error``) or the
     ``vector`` of its prompt: little-endian float32, of length 1.
@@ -193,8 +201,10 @@ class TextCodec(Protocol):
     eos_ids: frozenset[int]
     sampling: SamplingOptions
 
-    def encode_chat(self, prompt: ChatPrompt) -> Encoded:
-        """Render with the model's chat template and tokenise. Raises InvalidRequest."""
+    def encode_chat(self, prompt: ChatPrompt, *, scope: str | None = None) -> Encoded:
+        """Render with the model's chat template and tokenise. Raises InvalidRequest. ``scope``:
+        what is tokenised may be kept for prompts of the same scope, as :class:`Job` has it; None:
+        for no other."""
 
     def constraint(self, prompt: ChatPrompt, prompt_ids: Sequence[int]) -> Constraint | None:
         """What the answer must look like, as the prompt's response_format and tools say; None:
@@ -218,7 +228,8 @@ class TextCodec(Protocol):
 class EngineFactory(Protocol):
     """How the runtime gets an engine and a codec for a model; the two may load side by side."""
 
-    def engine(self, card: ModelCard) -> Engine: ...
+    def engine(self, card: ModelCard) -> Engine:
+        """Call it on the engine's own thread: the first one imports what engines are made of."""
 
     def codec(self, card: ModelCard) -> TextCodec:
         """Blocks while it reads files: call it on a CPU thread."""

@@ -11,6 +11,7 @@ from typing import Any
 from mlx_router.domain import ChatPrompt, ModelCard, SamplingOptions
 from mlx_router.engine import device
 from mlx_router.engine.base import Constraint, Encoded
+from mlx_router.engine.encoding import PromptEncoder
 from mlx_router.engine.families import output_markers
 from mlx_router.engine.grammar.compiler import Compiler
 from mlx_router.engine.grammar.mask import GrammarConstraint
@@ -59,6 +60,7 @@ class MLXCodec:
                 "Download the model again, or look at the log."
             ) from None
         self._renderer = self._make_renderer(card, template)
+        self._encoder = PromptEncoder(self._tokenizer._tokenizer, self._renderer.source)
         self.eos_ids: frozenset[int] = frozenset(self._tokenizer.eos_token_ids)
         self.markers = output_markers(self._tokenizer, self._renderer.source, template)
         byte_level = isinstance(self._tokenizer.detokenizer, BPEStreamingDetokenizer)
@@ -75,16 +77,21 @@ class MLXCodec:
     def _make_renderer(self, card: ModelCard, template: str | None) -> ChatRenderer:
         return ChatRenderer(card.id, self._tokenizer, template)
 
-    def encode_chat(self, prompt: ChatPrompt) -> Encoded:
-        return Encoded(self.encode(self._renderer.render(prompt), add_special_tokens=False))
+    def encode_chat(self, prompt: ChatPrompt, *, scope: str | None = None) -> Encoded:
+        text, marks = self._renderer.render_marked(prompt)
+        try:
+            ids, boundaries = self._encoder.encode(text, marks, scope=scope)
+        except (TypeError, UnicodeError):  # half of a surrogate pair, say
+            raise _not_unicode("messages") from None
+        return Encoded(ids, boundaries=boundaries)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         try:
             ids: list[int] = self._tokenizer.encode(
                 text, add_special_tokens=add_special_tokens, verbose=False
             )
-        except (TypeError, UnicodeError):  # half of a surrogate pair, say
-            raise InvalidRequest("The prompt is not valid Unicode text.", param="prompt") from None
+        except (TypeError, UnicodeError):
+            raise _not_unicode("prompt") from None
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -161,6 +168,10 @@ class MLXDetokenizer:
         except Exception:
             return ""
         return segment.rstrip("\ufffd")
+
+
+def _not_unicode(param: str) -> InvalidRequest:
+    return InvalidRequest("The prompt is not valid Unicode text.", param=param)
 
 
 def _byte_alphabet() -> dict[str, int]:

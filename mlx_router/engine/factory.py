@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlx_router.domain import ModelCard, ModelKind
 from mlx_router.engine.base import Engine
-from mlx_router.engine.codec import MLXCodec
-from mlx_router.engine.embedding import EmbeddingEngine
-from mlx_router.engine.text import TextEngine, TextEngineOptions
+
+# MLX is imported in the methods: a server answers before that is there.
+if TYPE_CHECKING:
+    from mlx_router.engine.codec import MLXCodec
+    from mlx_router.engine.text import TextEngineOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +32,20 @@ class MLXFactory:
 
     def engine(self, card: ModelCard) -> Engine:
         if card.kind is ModelKind.EMBEDDING:
+            from mlx_router.engine.embedding import EmbeddingEngine
+
             return EmbeddingEngine(card)
         if card.kind is ModelKind.VISION:
             from mlx_router.engine.vision.engine import VisionEngine
 
             return VisionEngine(card, self._options(card).text)
+        from mlx_router.engine.text import TextEngine
+
         return TextEngine(card, self._options(card).text)
 
     def codec(self, card: ModelCard) -> MLXCodec:
+        from mlx_router.engine.codec import MLXCodec
+
         options = self._options(card)
         make: type[MLXCodec] = MLXCodec
         if card.kind is ModelKind.VISION:

@@ -30,13 +30,11 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 
 
-def cache_bytes(model: Any, tokens: int) -> int | None:
+def cache_bytes(model: Any, layers: list[Any], tokens: int) -> int | None:
     """Bytes of the KV cache of a sequence of so many tokens; None if it cannot be told. Puts one
-    token through the model without computing it, and looks at the shapes."""
-    from mlx_lm.models.cache import make_prompt_cache  # takes seconds to import
-
+    token through the model into the empty ``layers`` without computing it, and looks at the
+    shapes."""
     try:
-        layers = make_prompt_cache(model)
         model(mx.array([[0]]), cache=layers)
         return sum(_layer_cache_bytes(layer, tokens) for layer in layers)
     except Exception:  # an architecture with a cache of its own kind: the estimate stays
@@ -51,7 +49,8 @@ def _layer_cache_bytes(layer: Any, tokens: int) -> int:
         return sum(_layer_cache_bytes(part, tokens) for part in layer.caches)
     if isinstance(layer, ArraysCache):  # a state, whatever the length
         return int(layer.nbytes)
-    per_token = (layer.keys.nbytes + layer.values.nbytes) // layer.keys.shape[2]
+    keys = layer.keys[0] if isinstance(layer.keys, tuple) else layer.keys
+    per_token = layer.nbytes // keys.shape[2]
     if (window := getattr(layer, "max_size", None)) is not None:
         return int(per_token * min(tokens, window))
     step = getattr(layer, "step", 1)

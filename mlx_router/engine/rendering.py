@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlx_router.domain import RESERVED_TEMPLATE_VARIABLES, ChatPrompt
@@ -14,6 +14,9 @@ from mlx_router.prompt.template import ChatTemplate
 
 # May be given to any template: front ends send them to all models alike.
 _SWITCHES = frozenset(("enable_thinking", "thinking", "reasoning_effort"))
+
+# Stands for a content; of private characters, which no template looks for.
+_STAND_IN = "\ue000content\ue001"
 
 
 class ChatRenderer:
@@ -42,20 +45,55 @@ class ChatRenderer:
 
     def render(self, prompt: ChatPrompt) -> str:
         """The text of the prompt. Raises InvalidRequest for what cannot be rendered."""
+        return self._writer(prompt)(self._messages(prompt))
+
+    def render_marked(self, prompt: ChatPrompt) -> tuple[str, tuple[int, ...]]:
+        """The text, and the places in it where other prompts are likely to go on in another way:
+        where the content of the user's first message begins, and the end of all messages, after
+        which the text only asks for the answer. A place that cannot be told is left out. Raises as
+        :meth:`render`."""
+        write, messages = self._writer(prompt), self._messages(prompt)
+        text = write(messages)
+        roles = [message["role"] for message in messages]
+        if "user" not in roles:
+            return text, ()
+        first = roles.index("user")
+        stand_in = dict(messages[first])
+        is_text = isinstance(stand_in["content"], str)
+        stand_in["content"] = _STAND_IN if is_text else [{"type": "text", "text": _STAND_IN}]
+        head = [*messages[:first], stand_in]
+        marks = []
+        try:
+            bare, asking = write(head, False), write(head)
+        except InvalidRequest:
+            return text, ()  # refused for being so short a chat: the text itself is right
+        before, found, _ = bare.partition(_STAND_IN)
+        if found and text.startswith(before):
+            marks.append(len(before))
+        if asking.startswith(bare) and text.endswith(asking[len(bare) :]):
+            marks.append(len(text) - len(asking) + len(bare))
+        return text, tuple(marks)
+
+    def _writer(self, prompt: ChatPrompt) -> Callable[..., str]:
+        """Makes the text of messages, the second argument being whether it asks for an answer, as
+        it does by default."""
         # A list of tools picks the template "tool_use" where a model has one.
         use_tools = bool(prompt.tools) and prompt.tool_choice != "none"
         template = self._templates.get("tool_use" if use_tools else "default")
         template = template or self._templates.get("default")
         kwargs = dict(prompt.template_kwargs)
         self._check_kwargs(kwargs, template)
-        messages = self._messages(prompt)
         tools = template_tools(prompt.tools) if use_tools else None
-        if template is not None:
-            if prompt.reasoning_effort is not None:
-                kwargs.setdefault("reasoning_effort", prompt.reasoning_effort)
-            return template.render(messages, tools, add_generation_prompt=True, **kwargs)
-        if self._tokenizer.has_chat_template:
-            return self._render_in_python(messages, tools, kwargs)
+        if template is not None and prompt.reasoning_effort is not None:
+            kwargs.setdefault("reasoning_effort", prompt.reasoning_effort)
+
+        def write(messages: Sequence[dict[str, Any]], ask: bool = True) -> str:
+            if template is None:
+                return self._render_in_python(messages, tools, kwargs, ask)
+            return template.render(messages, tools, add_generation_prompt=ask, **kwargs)
+
+        if template is not None or self._tokenizer.has_chat_template:
+            return write
         raise InvalidRequest(
             f"The model {self._model_id} has no chat template. Use /v1/completions, or set "
             "chat_template for it in the config.",
@@ -71,6 +109,7 @@ class ChatRenderer:
         messages: Sequence[dict[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         kwargs: Mapping[str, Any],
+        ask: bool,
     ) -> str:
         """mlx-lm's own code for models without a template. It wants the arguments of calls as text,
         and raises anything for what it does not expect."""
@@ -81,7 +120,7 @@ class ChatRenderer:
                     function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
         try:
             text: str = self._tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=True, tokenize=False, **kwargs
+                messages, tools=tools, add_generation_prompt=ask, tokenize=False, **kwargs
             )
         except Exception as error:
             raise InvalidRequest(

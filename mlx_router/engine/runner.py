@@ -15,18 +15,23 @@ import mlx.core as mx
 from mlx_router.domain import FinishReason
 from mlx_router.engine.base import Job, StepResult
 from mlx_router.engine.grammar.mask import GrammarMask
+from mlx_router.engine.prefix.layers import Marks
 from mlx_router.engine.sampling import Processor, RawLogits, make_processors
 
 
 @dataclass(slots=True)
 class LiveSequence:
     """A job and how far it has come. After a failed step it goes on from ``tokens``; ``retried``:
-    it has, and no token has come of it since. ``cached``: prompt tokens that were reused."""
+    it has, and no token has come of it since. ``cached``: prompt tokens that were reused;
+    ``marks``: what was put by of its cache while the prompt was computed; ``joined_with``: how many
+    tokens it had when it joined the batch."""
 
     job: Job
     tokens: list[int] = field(default_factory=list)
     retried: bool = False
     cached: int = 0
+    marks: Marks = field(default_factory=dict)
+    joined_with: int = 0
     _raw: RawLogits | None = None
     _mask: GrammarMask | None = None
 

@@ -7,6 +7,7 @@ of the token that is reported, since mlx-lm computes a step while it hands out t
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,17 +24,18 @@ _MASK_64 = (1 << 64) - 1
 
 
 class Sampler:
-    """Draws a token from log-probabilities [1, V], with random numbers of its own.
+    """Draws a token from each row of log-probabilities [n, V], with random numbers of its own; the
+    rows are of consecutive tokens, the first one the ``position``-th.
 
     The number for the i-th token depends on the seed and on i alone, so that a request gets the
-    same text alone, in any batch, and when it is recomputed from the middle (``position``).
+    same text alone, in any batch, and when it is recomputed from the middle.
     Filters act before temperature, as in mlx-lm: top_k, top_p, min_p, then temperature.
     """
 
     def __init__(self, sampling: Sampling, position: int = 0) -> None:
         seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8))
         self._seed = seed & _MASK_64
-        self._position = position
+        self.position = position
         self._scale = 1.0 / sampling.temperature
         self._top_p = max(sampling.top_p, 1e-9)
         self._top_k = sampling.top_k
@@ -54,16 +56,23 @@ class Sampler:
         if self._min_p is not None:
             least = scores.max(axis=-1, keepdims=True) + self._min_p
             scores = mx.where(scores < least, -mx.inf, scores)
-        chosen = mx.random.categorical(scores * self._scale, key=self._next_key())
+        rows = mx.split(scores * self._scale, scores.shape[0])
+        chosen = mx.concatenate([mx.random.categorical(row, key=self._next_key()) for row in rows])
         if ids is not None:
             chosen = mx.take_along_axis(ids, mx.expand_dims(chosen, -1), axis=-1).squeeze(-1)
         return chosen
 
+    def sharper(self, factor: float) -> Sampler:
+        """A copy that draws with the same random numbers, at ``factor`` of the temperature."""
+        copied = copy.copy(self)
+        copied._scale = self._scale / factor
+        return copied
+
     def _next_key(self) -> mx.array:
         # The increment and the multiplier are those of splitmix64: neighbours do not correlate.
-        mixed = (self._seed + (self._position + 1) * 0x9E3779B97F4A7C15) & _MASK_64
+        mixed = (self._seed + (self.position + 1) * 0x9E3779B97F4A7C15) & _MASK_64
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-        self._position += 1
+        self.position += 1
         key: mx.array = mx.random.key(mixed)
         return key
 
@@ -143,15 +152,25 @@ class RawLogits:
         return row - mx.logsumexp(row)
 
 
+def _has_penalties(sampling: Sampling) -> bool:
+    return bool(
+        sampling.repetition_penalty != 1.0
+        or sampling.frequency_penalty
+        or sampling.presence_penalty
+    )
+
+
+def needs_processors(job: Job) -> bool:
+    """Whether anything stands between the logits of ``job`` and its sampler."""
+    penalised = _has_penalties(job.sampling)
+    return penalised or bool(job.sampling.logit_bias) or job.constraint is not None
+
+
 def make_processors(job: Job, generated: Sequence[int] = ()) -> list[Processor]:
     """The logits processors that ``job`` asks for; usually none."""
     sampling = job.sampling
     processors: list[Processor] = []
-    if (
-        sampling.repetition_penalty != 1.0
-        or sampling.frequency_penalty
-        or sampling.presence_penalty
-    ):
+    if _has_penalties(sampling):
         processors.append(Penalties(sampling, job.prompt, generated))
     if sampling.logit_bias:
         processors.append(LogitBias(sampling.logit_bias))

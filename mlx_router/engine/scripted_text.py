@@ -117,7 +117,7 @@ class ScriptedCodec:
     def __init__(self, *, sees: bool = False) -> None:
         self._readable = (TextPart, Picture) if sees else (TextPart,)
 
-    def encode_chat(self, prompt: ChatPrompt) -> Encoded:
+    def encode_chat(self, prompt: ChatPrompt, *, scope: str | None = None) -> Encoded:
         if not all(isinstance(part, self._readable) for part in prompt.parts):
             raise InvalidRequest(
                 "This model has no vision: it cannot take images.", param="messages"

@@ -3,96 +3,161 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_router.engine.base import StepResult
+from mlx_router.engine.prefill import Prefill
+from mlx_router.engine.prefix.keeper import Keeper
 from mlx_router.engine.runner import LiveSequence
 from mlx_router.engine.sampling import make_sampler
+from mlx_router.engine.speculation.drafting import Drafting, Solo
+
+log = logging.getLogger(__name__)
+
+_READING_SECONDS = 0.02
 
 
 class SerialRunner:
-    """Sequences take turns as a whole: each is decoded to its end before the next begins.
+    """Sequences take turns as a whole: each is decoded to its end before the next begins. A step is
+    a slice of a prompt, or a token."""
 
-    A prompt is prefilled within one step, so an abort during prefill takes effect after it.
-    """
-
-    def __init__(self, model: Any, *, prefill_step_size: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        make_cache: Callable[[], list[Any]],
+        prefill_step_size: int,
+        keeper: Keeper,
+        drafting: Drafting | None = None,
+    ) -> None:
         self._model = model
+        self._make_cache = make_cache
         self._prefill_step_size = prefill_step_size
-        self._queue: deque[LiveSequence] = deque()
+        self._keeper = keeper
+        self._drafting = drafting or Drafting(model)
+        self._solo: Solo | None = None  # decodes in place of _tokens
+        self._queue: deque[Prefill] = deque()
         self._tokens: Iterator[tuple[int, mx.array]] | None = None
-        # A prompt that more sequences of the queue share, and its cache: all but its last token.
-        self._shared: tuple[Sequence[int], list[Any]] | None = None
+        self._cache: list[Any] = []  # of the sequence that is being decoded
 
     def insert(self, sequence: LiveSequence) -> None:
-        self._queue.append(sequence)
+        if not any(prefill.shared_with(sequence) for prefill in self._queue):
+            self._queue.append(self._prefill_of(sequence))
 
     def remove(self, job_id: int) -> None:
-        if self._queue and self._queue[0].job.id == job_id:
-            self._next()
-        else:
-            self._queue = deque(s for s in self._queue if s.job.id != job_id)
+        decoding = self._solo is not None or self._tokens is not None
+        if decoding and self._sequence.job.id == job_id:
+            self._end()
+            return
+        for prefill in self._queue:
+            prefill.remove(job_id)
+        self._queue = deque(prefill for prefill in self._queue if prefill.sequences)
 
     def step(self) -> list[StepResult]:
         if not self._queue:
             return []
-        sequence = self._queue[0]
+        try:
+            return self._step()
+        except Exception:
+            if not self._sequence.retried:
+                raise
+            log.exception("a sequence failed again")
+            return self._fail()
+
+    def _step(self) -> list[StepResult]:
+        if self._solo is not None:
+            return self._step_with_drafts(self._solo)
         if self._tokens is None:
-            self._tokens = self._generate(sequence)
+            prefill = self._queue[0]
+            if not prefill.begun:
+                prefill.begin(self._keeper.find(prefill.sequences[0]))
+            if (read := prefill.waits_for()) is not None:
+                wait([read], _READING_SECONDS)
+                return []
+            if not prefill.advance(self._prefill_step_size):
+                return []
+            self._start(prefill)
+            return []
+        sequence = self._sequence
         token, logprobs = next(self._tokens)
         finish = "length" if sequence.remaining == 1 else None
         if token in sequence.job.stop_ids:
             finish = "stop"
+        result = sequence.result(token, logprobs, finish)
         if finish is not None:
-            self._next()
-        return [sequence.result(token, logprobs, finish)]
+            # generate_step is one token ahead: the cache holds this one too.
+            self._keeper.keep(sequence, self._cache, [*sequence.tokens, token])
+            self._end()
+        return [result]
 
     def close(self) -> None:
         self._queue.clear()
-        self._tokens = self._shared = None
-        self._model = None
+        self._solo = self._tokens = self._model = None
+        self._cache = []
 
-    def _next(self) -> None:
-        self._queue.popleft()
-        self._tokens = None  # a live generator would keep its KV cache
-        if self._shared is not None and not self._is_shared(self._shared[0]):
-            self._shared = None
+    @property
+    def _sequence(self) -> LiveSequence:
+        return self._queue[0].sequences[0]
+
+    def _fail(self) -> list[StepResult]:
+        """Give up the sequence that is being computed, and nobody else."""
+        failed = self._queue[0].sequences[:]
+        if self._solo is not None or self._tokens is not None:
+            self._end()
+            del failed[1:]  # the others have the prompt's own cache
+        else:
+            self._queue.popleft()
+        message = "The model failed while it computed this answer; the log has the reason."
+        return [StepResult(each.job.id, None, error=message) for each in failed]
+
+    def _end(self) -> None:
+        """Let go of the sequence that was being decoded."""
+        self._solo = self._tokens = None  # a live generator would keep its KV cache
+        self._cache = []
+        sequences = self._queue[0].sequences
+        del sequences[0]
+        if not sequences:
+            self._queue.popleft()
+
+    def _prefill_of(self, sequence: LiveSequence) -> Prefill:
+        return Prefill(self._model, sequence, self._make_cache)
+
+    def _start(self, prefill: Prefill) -> None:
+        """Decode the first sequence of a prompt whose last token alone is not computed."""
+        sequence = prefill.sequences[0]
+        sequence.marks = prefill.marks
+        self._cache = prefill.cache
+        if len(prefill.sequences) > 1:
+            self._cache = copy.deepcopy(self._cache)
+        self._solo = self._drafting.solo(sequence)
+        if self._solo is not None:
+            self._solo.begin(self._cache)
+        else:
+            self._tokens = self._generate(sequence)
+
+    def _step_with_drafts(self, solo: Solo) -> list[StepResult]:
+        results = solo.step()
+        if results[-1].finish is not None:
+            self._keeper.keep(solo.sequence, *solo.end())
+            self._end()
+        return results
 
     def _generate(self, sequence: LiveSequence) -> Iterator[tuple[int, mx.array]]:
         job = sequence.job
-        cache, rest = self._cached(sequence)
         tokens: Iterator[tuple[int, mx.array]] = generate_step(
-            mx.array(list(rest)),
+            mx.array(sequence.context[-1:]),
             self._model,
             max_tokens=sequence.remaining,
             sampler=make_sampler(job.sampling, position=len(sequence.tokens)),
             logits_processors=sequence.processors(),
-            prefill_step_size=self._prefill_step_size,
-            prompt_cache=cache,
+            prompt_cache=self._cache,
             stream=mx.default_stream(mx.default_device()),
         )
         return tokens
-
-    def _cached(self, sequence: LiveSequence) -> tuple[list[Any] | None, Sequence[int]]:
-        """A cache to go on from, and the tokens that are not in it. None: there is no cache."""
-        prompt = sequence.job.prompt
-        if self._shared is None or self._shared[0] is not prompt:
-            others = len(prompt) > 1 and self._is_shared(prompt, besides=sequence)
-            if sequence.tokens or not others:
-                return None, sequence.context
-            cache = make_prompt_cache(self._model)
-            for start in range(0, len(prompt) - 1, self._prefill_step_size):
-                end = min(start + self._prefill_step_size, len(prompt) - 1)
-                self._model(mx.array(list(prompt[start:end]))[None], cache=cache)
-                mx.eval([layer.state for layer in cache])
-            self._shared = (prompt, cache)
-        return copy.deepcopy(self._shared[1]), [prompt[-1], *sequence.tokens]
-
-    def _is_shared(self, prompt: Sequence[int], besides: LiveSequence | None = None) -> bool:
-        return any(s.job.prompt is prompt for s in self._queue if s is not besides)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +22,18 @@ from mlx_router.engine.loading import (
     vocabulary_size,
     weight_bytes,
 )
-from mlx_router.engine.prefix import PrefixCache
+from mlx_router.engine.prefix.cache import PrefixCache
+from mlx_router.engine.prefix.disk import PrefixDisk
 from mlx_router.engine.probe import try_batching
+from mlx_router.engine.quantized import QuantizedCache
 from mlx_router.engine.runner import LiveSequence, Runner
-from mlx_router.errors import RouterError
+from mlx_router.engine.speculation.draft import DraftModel, load_draft
+from mlx_router.engine.speculation.drafting import Drafting
+from mlx_router.errors import ModelLoadFailed, RouterError
 
 log = logging.getLogger(__name__)
+
+_WRITING_SECONDS = 5.0  # that an unload waits for computed prompts to be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,9 @@ class TextEngineOptions:
     """How a model is loaded and driven. ``prefill_step_size`` is in tokens: all streams of a model
     wait while one slice of a prompt is computed. ``batch_trial``: what an earlier load found out;
     it is tried again if that was with other versions. ``prefix_cache_bytes``: for computed prompts,
-    to be reused."""
+    to be reused; ``prefix_disk``: where they are kept on disk, and how many bytes of them.
+    ``kv_bits``: of the numbers in the KV cache; None: as the model computes. ``draft``: the model
+    that drafts; ``prompt_lookup``: draft from the prompt."""
 
     prefill_step_size: int = 512
     max_batch_size: int = 32
@@ -42,6 +52,10 @@ class TextEngineOptions:
     trust_remote_code: bool = False
     batch_trial: BatchTrial | None = None
     prefix_cache_bytes: int = 0
+    prefix_disk: tuple[Path, int] | None = None
+    kv_bits: int | None = None
+    draft: ModelCard | None = None
+    prompt_lookup: bool = False
 
 
 class TextEngine:
@@ -53,6 +67,10 @@ class TextEngine:
         self._model: Any = None
         self._runner: Runner | None = None
         self._prefixes = PrefixCache(self._options.prefix_cache_bytes)
+        self._disk: PrefixDisk | None = None
+        self._make_cache: Callable[[], list[Any]] = list
+        self._drafting: Drafting | None = None
+        self._draft: DraftModel | None = None
         self._live: dict[int, LiveSequence] = {}
         self._weight_bytes = 0
         self._batches = True
@@ -68,8 +86,11 @@ class TextEngine:
             failure = load_error(self._card, error)
         if failure is not None:  # raised out here: the traceback above holds half a model
             raise failure
-        self._weight_bytes = weight_bytes(self._model)
         vocab_size = vocabulary_size(self._model, self._card)
+        self._equip(vocab_size)
+        self._weight_bytes = weight_bytes(self._model)
+        if self._draft is not None:
+            self._weight_bytes += self._draft.weight_bytes
         trial = self._try_batching(vocab_size)
         self._batches = trial.batches
         if not trial.batches:
@@ -78,7 +99,7 @@ class TextEngine:
         return LoadedModel(
             vocab_size=vocab_size,
             memory_bytes=self._weight_bytes,
-            cache_bytes=cache_bytes(self._model, self._card.usual_tokens),
+            cache_bytes=cache_bytes(self._model, self._make_cache(), self._card.usual_tokens),
             batch_trial=trial,
         )
 
@@ -116,28 +137,36 @@ class TextEngine:
         return bool(self._live or self._failed)
 
     def memory_bytes(self) -> int:
-        return self._weight_bytes + self._prefixes.nbytes
+        drafts = self._draft.cache_bytes if self._draft is not None else 0
+        return self._weight_bytes + self._prefixes.nbytes + drafts
 
     def drop_caches(self) -> None:
         self._prefixes.clear()
+        if self._draft is not None:
+            self._draft.clear()
         device.drop_cache()
 
     def close(self) -> None:
         self._live.clear()
         self._prefixes.clear()
-        try:
+        with contextlib.ExitStack() as stack:  # the last is done first, and all of them are
+            stack.callback(device.end_thread)
+            stack.callback(device.give_memory_back)
+            stack.callback(self._free)
+            if self._disk is not None:
+                stack.callback(self._disk.close, _WRITING_SECONDS)
             if self._runner is not None:
-                self._runner.close()
-        finally:
-            try:
-                if self._model is not None:
-                    dismantle(self._model)
-            finally:
-                self._runner = self._model = None
-                try:
-                    device.give_memory_back()
-                finally:
-                    device.end_thread()
+                stack.callback(self._runner.close)
+
+    def _free(self) -> None:
+        """The weights, and all that leads to them."""
+        model, draft = self._model, self._draft
+        self._runner = self._model = self._drafting = self._draft = None
+        self._make_cache = list
+        if draft is not None:
+            draft.close()
+        if model is not None:
+            dismantle(model)
 
     @property
     def _running(self) -> Runner:
@@ -154,7 +183,47 @@ class TextEngine:
         model.eval()
         return model
 
+    def _equip(self, vocab_size: int) -> None:
+        """What the options ask for besides the model. Raises ModelLoadFailed for what it cannot
+        have."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        from mlx_router.engine.prefix.layers import cuttable
+
+        card, options = self._card, self._options
+        self._make_cache = partial(make_prompt_cache, self._model)
+        if options.kv_bits is not None:
+            self._make_cache = QuantizedCache(self._model, card.id, options.kv_bits)
+        self._disk = self._open_disk()
+        if options.draft is None and not options.prompt_lookup:
+            return
+        if not all(map(cuttable, self._make_cache())):
+            reason = "a sliding window or a recurrent state cannot go back after a wrong guess"
+            if options.draft is not None:
+                raise ModelLoadFailed(
+                    f"{card.id} cannot use a draft_model: {reason}. Leave it out of its config."
+                )
+            log.info("prompt_lookup is of no use to %s: %s", card.id, reason)
+            return
+        if options.draft is not None:
+            self._draft = load_draft(
+                options.draft,
+                card,
+                vocab_size,
+                prefill_step_size=options.prefill_step_size,
+                trust_remote_code=options.trust_remote_code,
+            )
+        self._drafting = Drafting(self._model, self._draft, lookup=options.prompt_lookup)
+
+    def _open_disk(self) -> PrefixDisk | None:
+        if self._options.prefix_disk is None or not self._card.fingerprint:
+            return None
+        parts = (self._card.fingerprint, self._options.kv_bits, device.versions())
+        return PrefixDisk(*self._options.prefix_disk, repr(parts))
+
     def _try_batching(self, vocab_size: int) -> BatchTrial:
+        if self._options.kv_bits is not None:
+            return BatchTrial(False, "kv_bits is set", device.versions(), lasting=False)
         known = self._options.batch_trial
         if known is not None and known.versions == device.versions():
             return known
@@ -163,17 +232,26 @@ class TextEngine:
     def _make_runner(self, batches: bool) -> Runner:
         # Imported here, on the engine's thread: they import mlx-lm, which takes seconds.
         from mlx_router.engine.batch import BatchRunner
+        from mlx_router.engine.prefix.keeper import Keeper
         from mlx_router.engine.serial import SerialRunner
 
         step_size = self._options.prefill_step_size
+        keeper = Keeper(self._prefixes, self._disk)
         if not batches:
-            return SerialRunner(self._model, prefill_step_size=step_size)
+            return SerialRunner(
+                self._model,
+                make_cache=self._make_cache,
+                prefill_step_size=step_size,
+                keeper=keeper,
+                drafting=self._drafting,
+            )
         return BatchRunner(
             self._model,
             prefill_step_size=step_size,
             max_batch_size=self._options.max_batch_size,
             wired_limit=self._options.wired_limit,
-            prefixes=self._prefixes,
+            keeper=keeper,
+            drafting=self._drafting,
         )
 
     def _insert(self, sequence: LiveSequence) -> None:

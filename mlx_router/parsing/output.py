@@ -69,7 +69,7 @@ class OutputParser:
         """What is certain with ``text``, the next piece of the answer."""
         fast = self._fast
         if fast is not None and fast.search(text) is None:
-            return Parsed(text) if self._in is _In.CONTENT else Parsed("", text)
+            return Parsed(text) if self._fast_content else Parsed("", text)
         self._read(text)
         self._set_fast_path()
         return self._sink.take()
@@ -260,6 +260,7 @@ class OutputParser:
     def _set_fast_path(self) -> None:
         """Most pieces hold nothing that matters: one search tells, and nothing else is done."""
         self._fast: re.Pattern[str] | None = None
+        self._fast_content = self._in is _In.CONTENT
         if self._sink.stopped or self._sink.holding or self._in is _In.CALL:
             return
         if self._in is _In.CONTENT:

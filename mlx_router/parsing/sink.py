@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from mlx_router.domain import ToolCallDelta
 from mlx_router.parsing.matcher import Scanner, patterns
 
 
-class Parsed(NamedTuple):
+@dataclass(slots=True)  # not frozen: one is made per token, and that would cost five times as much
+class Parsed:
     """What a piece of a model's text turned out to be. ``stopped``: a stop string was reached,
-    and whatever comes after it is discarded. (One is made per token: a tuple costs a third of a
-    frozen dataclass.)"""
+    and whatever comes after it is discarded."""
 
     content: str = ""
     reasoning: str = ""

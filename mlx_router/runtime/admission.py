@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlx_router.config.settings import Settings
 from mlx_router.domain import (
     ChatPrompt,
@@ -54,7 +56,9 @@ def check_sight(card: ModelCard, prompt: ChatPrompt) -> None:
 def make_plan(
     card: ModelCard, request: GenerationRequest, settings: Settings, pressure: Pressure
 ) -> Plan:
-    """Sampling, token limit and timeout of the answer."""
+    """Sampling, token limit and timeout of the answer, and whose computed prompts it may reuse."""
+    if settings.prefix_cache.shared:
+        request = replace(request, cache_scope="")
     entry, defaults = settings.for_model(card.id), settings.defaults
     model_limit = model_max_tokens(card, settings)
     pressure_limit = token_limits(card, settings).at(pressure)

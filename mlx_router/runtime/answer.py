@@ -59,8 +59,8 @@ class Choice:
         self._parser = parser
         self._chunk_tokens = chunk_tokens
         self._in_reasoning = in_reasoning
-        self._content: list[str] = []
-        self._reasoning: list[str] = []
+        self._content = ""
+        self._reasoning = ""
         self._tool_calls: list[ToolCallDelta] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -73,13 +73,15 @@ class Choice:
     def on_token(self, result: StepResult) -> None:
         if self.done:
             return
-        assert result.token is not None
+        token, finish = result.token, result.finish
+        assert token is not None
         self.completion_tokens += 1
-        if result.finish is not FinishReason.STOP:  # else it is the end-of-sequence token
-            self._token_ids.append(result.token)
+        # Without an end-of-sequence token. None comes first: an enum's member is slow to look up.
+        if finish is None or finish is not FinishReason.STOP:
+            self._token_ids.append(token)
             if result.logprob is not None:
                 self._logprobs.append(self._describe(result))
-            stopped = self._parse(self._detokenizer.add(result.token))
+            stopped = self._parse(self._detokenizer.add(token))
             if self._in_reasoning:
                 self.reasoning_tokens += 1
                 self._reasoning_end = len(self._token_ids)
@@ -87,38 +89,36 @@ class Choice:
                 self._answer.abort(self)
                 self.finish(FinishReason.STOP)
                 return
-        if result.finish is not None:
+        if finish is not None:
             stopped = self._parse(self._detokenizer.finish())
-            reason = FinishReason.LENGTH if result.incomplete else result.finish
+            reason = FinishReason.LENGTH if result.incomplete else finish
             self.finish(FinishReason.STOP if stopped else reason)
-        elif self.completion_tokens == 1 or len(self._token_ids) >= self._chunk_tokens:
+            return
+        if self.completion_tokens == 1 or len(self._token_ids) >= self._chunk_tokens:
             self.flush()
-        if self._token_ids and not self.done:
+        if self._token_ids:
             self._answer.flush_later()
 
     def flush(self) -> None:
         """Send what has been gathered, if there is anything to see yet."""
         if self._content or self._reasoning or self._tool_calls:
-            self._answer.put(
-                Delta(
-                    self._index,
-                    content="".join(self._content),
-                    reasoning="".join(self._reasoning),
-                    tool_calls=tuple(self._tool_calls),
-                    token_ids=tuple(self._token_ids),
-                    logprobs=tuple(self._logprobs),
-                    reasoning_tokens=self._reasoning_end,
-                )
-            )
-            for gathered in (
+            self._put()
+
+    def _put(self) -> None:
+        self._answer.put(
+            Delta(  # by position: by name costs twice as much
+                self._index,
                 self._content,
                 self._reasoning,
                 self._tool_calls,
                 self._token_ids,
                 self._logprobs,
-            ):
-                gathered.clear()
-            self._reasoning_end = 0
+                self._reasoning_end,
+            )
+        )
+        self._content = self._reasoning = ""
+        self._tool_calls, self._token_ids, self._logprobs = [], [], []
+        self._reasoning_end = 0
 
     def finish(self, reason: FinishReason, *, timed_out: bool = False) -> None:
         """The last words: what the parser held back, and why it ended."""
@@ -131,14 +131,7 @@ class Choice:
             log.exception("parsing the end of an answer failed")
         self.flush()
         if self._token_ids:  # tokens without text of their own, as of a stop string
-            self._answer.put(
-                Delta(
-                    self._index,
-                    token_ids=tuple(self._token_ids),
-                    logprobs=tuple(self._logprobs),
-                    reasoning_tokens=self._reasoning_end,
-                )
-            )
+            self._put()
         if self._called_tools and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
         self._answer.on_choice_finished(Finished(self._index, reason, timed_out))
@@ -156,7 +149,7 @@ class Choice:
 
     def _gather(self, parsed: Parsed) -> None:
         if parsed.content:
-            self._content.append(parsed.content)
+            self._content += parsed.content
             self._in_reasoning = False
         if parsed.tool_calls:
             self._tool_calls += (
@@ -165,7 +158,7 @@ class Choice:
             self._called_tools = True
             self._in_reasoning = False
         if parsed.reasoning:
-            self._reasoning.append(parsed.reasoning)
+            self._reasoning += parsed.reasoning
             self._in_reasoning = True
 
     def _describe(self, result: StepResult) -> TokenLogprob:
@@ -276,7 +269,10 @@ class Answer:
                 raise StopAsyncIteration
             self._reader = self._loop.create_future()
             await self._reader
-        return self._events.popleft()
+        event = self._events.popleft()
+        if self._events and isinstance(event, Delta):
+            event.more = True
+        return event
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

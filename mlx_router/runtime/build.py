@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 from mlx_router.catalog.catalog import Catalog, ModelOverride
+from mlx_router.catalog.inspect import inspect_folder
 from mlx_router.catalog.observed import Observed, ObservedBatching, ObservedMemory, ObservedModels
 from mlx_router.catalog.stores import hugging_face_cache, lm_studio_folders
+from mlx_router.config.fields import expand
 from mlx_router.config.settings import ModelSettings, Settings
-from mlx_router.domain import GIB, MLXMemory, ModelCard, ModelKind
+from mlx_router.domain import GIB, MLXMemory, ModelCard
 from mlx_router.engine.base import BatchTrial, EngineFactory, LoadedModel
+from mlx_router.errors import ModelLoadFailed, ModelNotFound
 from mlx_router.memory.monitor import ResourceMonitor
 from mlx_router.memory.policy import MemoryPolicy
 from mlx_router.memory.probe import SystemProbe
@@ -173,11 +176,15 @@ def make_factory(settings: Settings, engine: str, catalog: Catalog) -> EngineFac
         from mlx_router.engine.scripted import ScriptedFactory
 
         return ScriptedFactory()
-    # mlx is imported here, not at the top: commands that load no model start without it.
     from mlx_router.engine.factory import MLXFactory, ModelOptions
-    from mlx_router.engine.text import TextEngineOptions
+
+    total = SystemProbe().snapshot().total
+    disk_bytes = int(settings.prefix_cache.disk_gb * GIB)
 
     def options(card: ModelCard) -> ModelOptions:
+        # It imports MLX, which commands that load no model start without.
+        from mlx_router.engine.text import TextEngineOptions
+
         entry = settings.for_model(card.id)
         defaults = settings.defaults
         return ModelOptions(
@@ -188,14 +195,37 @@ def make_factory(settings: Settings, engine: str, catalog: Catalog) -> EngineFac
                 adapter_path=Path(entry.adapter_path).expanduser() if entry.adapter_path else None,
                 trust_remote_code=entry.trust_remote_code,
                 batch_trial=_batch_trial(catalog, card),
-                prefix_cache_bytes=int(defaults.prefix_cache_gb * GIB)
-                if card.kind is ModelKind.VISION
-                else 0,
+                prefix_cache_bytes=settings.prefix_cache.memory_bytes(total),
+                prefix_disk=(settings.prefix_cache.folder(), disk_bytes) if disk_bytes else None,
+                kv_bits=entry.kv_bits,
+                draft=_draft(catalog, card, entry),
+                prompt_lookup=defaults.prompt_lookup
+                if entry.prompt_lookup is None
+                else entry.prompt_lookup,
             ),
             chat_template=entry.chat_template,
         )
 
     return MLXFactory(options)
+
+
+def _draft(catalog: Catalog, card: ModelCard, entry: ModelSettings) -> ModelCard | None:
+    """The model that drafts for this one: one of the catalog, or a folder. Raises ModelLoadFailed
+    if there is none of that name."""
+    if entry.draft_model is None:
+        return None
+    draft: ModelCard | None
+    try:
+        draft = catalog.resolve(entry.draft_model)
+    except ModelNotFound as error:
+        draft, problem = inspect_folder(expand(entry.draft_model), entry.draft_model), error.message
+    if draft is not None and draft.problem is None:
+        return draft
+    reason = str(problem if draft is None else draft.problem).rstrip(".")
+    raise ModelLoadFailed(
+        f"The draft_model of {card.id} cannot be used: {reason}. "
+        "Name a small model of the same family in draft_model, or leave it out."
+    )
 
 
 def _batch_trial(catalog: Catalog, card: ModelCard) -> BatchTrial | None:

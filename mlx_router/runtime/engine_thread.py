@@ -74,19 +74,20 @@ Report = Loaded | LoadFailed | Stepped | Died | Closed
 
 
 class EngineThread:
-    """``report`` is called on this thread and must not block. After Closed nothing is reported;
-    Closed comes last and always, also after LoadFailed and Died."""
+    """``make_engine`` and ``report`` are called on this thread; ``report`` must not block. After
+    Closed nothing is reported; Closed comes last and always, also after LoadFailed and Died."""
 
     def __init__(
         self,
         name: str,
-        engine: Engine,
+        make_engine: Callable[[], Engine],
         report: Callable[[Report], None],
         *,
         warm_up_tokens: int = 0,
         step_lock: threading.Lock | None = None,
     ) -> None:
-        self._engine = engine
+        self._make_engine = make_engine
+        self._engine: Engine | None = None
         self._report = report
         self._warm_up_tokens = warm_up_tokens
         # A lock shared by all models serialises their steps, where a GPU cannot run two at once.
@@ -121,56 +122,54 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            if self._load():
-                self._serve()
+            engine = self._load()
+            if engine is not None:
+                self._serve(engine)
         finally:
             try:
-                self._engine.close()
+                if self._engine is not None:
+                    self._engine.close()
             except Exception:
                 log.exception("freeing a model failed")
-            del self._engine
+            self._engine = engine = None
             self._report(Closed())
 
-    def _load(self) -> bool:
+    def _load(self) -> Engine | None:
         try:
-            # Not under the lock: a load may take minutes, or hang, and others must go on.
-            loaded = self._engine.load()
+            # Made here too, since the first one imports MLX, which takes a second. Not under the
+            # lock: a load may take minutes, or hang, and others must go on.
+            engine = self._engine = self._make_engine()
+            loaded = engine.load()
             with self._stepping:
-                self._engine.warm_up(self._warm_up_tokens)
+                engine.warm_up(self._warm_up_tokens)
         except RouterError as error:
             self._report(LoadFailed(error.with_traceback(None)))
-            return False
+            return None
         except BaseException as error:
             log.exception("loading a model failed")
             reason = f"Loading the model failed ({type(error).__name__}); the log has the details."
             self._report(LoadFailed(ModelLoadFailed(reason)))
-            return False
+            return None
         self._report(Loaded(loaded))
-        return True
+        return engine
 
-    def _serve(self) -> None:
-        engine = self._engine
+    def _serve(self, engine: Engine) -> None:
         try:
-            while self._take_messages():
-                if engine.busy:
-                    with self._stepping:
-                        results = engine.step()
-                    if results:
-                        self._report(Stepped(results))
+            while self._take_messages(engine):
+                with self._stepping:
+                    results = engine.step()
+                if results:
+                    self._report(Stepped(results))
         except BaseException as error:
             log.exception("an engine died")
             reason = f"The model's engine failed ({type(error).__name__}); it will be loaded again."
             self._report(Died(EngineFailed(reason)))
 
-    def _take_messages(self) -> bool:
+    def _take_messages(self, engine: Engine) -> bool:
         """Carry out all that is in the inbox; wait for a message if there is nothing to compute.
         False: it is time to end."""
-        engine = self._engine
-        while True:
-            try:
-                message = self._inbox.get(block=not engine.busy)
-            except queue.Empty:
-                return True
+        while not (engine.busy and self._inbox.empty()):
+            message = self._inbox.get()
             if isinstance(message, Add):
                 for job in message.jobs:
                     engine.add(job)
@@ -180,5 +179,4 @@ class EngineThread:
                 engine.drop_caches()
             else:
                 return False
-            if self._inbox.empty():
-                return True
+        return True

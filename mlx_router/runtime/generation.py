@@ -143,6 +143,7 @@ def _start(
             fork_of=jobs[0].id if jobs else None,
             media=encoded.media,
             cache_scope=request.cache_scope,
+            boundaries=encoded.boundaries,
         )
         parser = OutputParser(
             codec.markers.think_start if chat is not None else None,
@@ -172,7 +173,7 @@ def _encode(request: GenerationRequest, codec: TextCodec) -> Encoded:
     """Prompt to token ids, on a CPU thread. Raises InvalidRequest."""
     prompt = request.prompt
     if isinstance(prompt, ChatPrompt):
-        encoded = codec.encode_chat(prompt)
+        encoded = codec.encode_chat(prompt, scope=request.cache_scope)
     elif prompt.text is not None:
         encoded = Encoded(codec.encode(prompt.text))
     else:
@@ -185,8 +186,10 @@ def _encode(request: GenerationRequest, codec: TextCodec) -> Encoded:
 def _log_speed(event: Completed) -> None:
     usage, timings = event.usage, event.timings
     log.info(
-        "%d prompt tokens in %.2f s, %d tokens in %.2f s (%.1f a second), waited %.2f s",
+        "%d prompt tokens (%d reused) in %.2f s, %d tokens in %.2f s (%.1f a second), "
+        "waited %.2f s",
         usage.prompt_tokens,
+        usage.cached_tokens,
         timings.prefill,
         usage.completion_tokens,
         timings.decode,

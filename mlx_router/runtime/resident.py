@@ -88,7 +88,7 @@ class Resident:
 
 def make_resident(
     card: ModelCard,
-    engine: Engine,
+    make_engine: Callable[[], Engine],
     take_reports: Callable[[Resident], None],
     *,
     warm_up_tokens: int,
@@ -107,7 +107,7 @@ def make_resident(
             loop.call_soon_threadsafe(take_reports, resident)
 
     thread = EngineThread(
-        card.id, engine, report, warm_up_tokens=warm_up_tokens, step_lock=step_lock
+        card.id, make_engine, report, warm_up_tokens=warm_up_tokens, step_lock=step_lock
     )
     resident = Resident(card, thread, loop.create_future(), load_started=time.monotonic())
     thread.start()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from mlx_router.domain import GIB, ModelCard
@@ -133,12 +134,12 @@ class Residents:
         try:
             resident = make_resident(
                 card,
-                self._factory.engine(card),
+                partial(self._factory.engine, card),
                 self._take_reports,
                 warm_up_tokens=self._options.warm_up_tokens if warm_up else 0,
                 step_lock=self._step_lock,
             )
-        except Exception as error:  # no more threads, a setting that cannot be used
+        except Exception as error:  # no more threads
             log.exception("the load of %s could not begin", card.id)
             return _load_failed(card, error)
         self._current[card.id] = resident
@@ -210,7 +211,8 @@ class Residents:
 
     def _take_reports(self, resident: Resident) -> None:
         resident.notified = False  # first: what is reported from now on wakes the loop again
-        while resident.reports:
+        # Only those that are there: a fast engine always has more, and others wait for the loop.
+        for _ in range(len(resident.reports)):
             self._on_report(resident, resident.reports.popleft())
 
     def _on_report(self, resident: Resident, report: Report) -> None:

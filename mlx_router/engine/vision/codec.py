@@ -44,9 +44,9 @@ class VisionCodec(MLXCodec):
             card, self._config, trust_remote_code=trust_remote_code
         )
 
-    def encode_chat(self, prompt: ChatPrompt) -> Encoded:
+    def encode_chat(self, prompt: ChatPrompt, *, scope: str | None = None) -> Encoded:
         if not prompt.pictures:
-            return super().encode_chat(prompt)
+            return super().encode_chat(prompt, scope=scope)
         if self._problem is not None:
             raise InvalidRequest(self._problem, param="messages", code="vision_unavailable")
         self._check_text(prompt)

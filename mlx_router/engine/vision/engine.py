@@ -11,6 +11,7 @@ from mlx_router.engine.runner import Runner
 from mlx_router.engine.text import TextEngine, TextEngineOptions
 from mlx_router.engine.vision.features import FeatureCache
 from mlx_router.engine.vision.model import load_vision_model
+from mlx_router.errors import ModelLoadFailed
 
 
 class VisionEngine(TextEngine):
@@ -49,6 +50,18 @@ class VisionEngine(TextEngine):
         self._features = FeatureCache(model.whole, self._feature_cache_bytes)
         return model
 
+    def _equip(self, vocab_size: int) -> None:
+        for name, option in (
+            ("kv_bits", self._options.kv_bits),
+            ("draft_model", self._options.draft),
+        ):
+            if option is not None:
+                raise ModelLoadFailed(
+                    f"{self._card.id} is a vision model, and these cannot use {name}. Leave it out "
+                    "of its config."
+                )
+        self._make_cache = self._model.make_cache
+
     def _try_batching(self, vocab_size: int) -> BatchTrial:
         if not self._model.batches(self._card.architecture):
             reason = "what it computes of an image cannot be told apart from what follows"
@@ -57,7 +70,11 @@ class VisionEngine(TextEngine):
 
     def _make_runner(self, batches: bool) -> Runner:
         # Imported here, on the engine's thread: they import mlx-lm, which takes seconds.
-        from mlx_router.engine.vision.runner import VisionBatchRunner, VisionSerialRunner
+        from mlx_router.engine.vision.runner import (
+            VisionBatchRunner,
+            VisionKeeper,
+            VisionSerialRunner,
+        )
 
         step_size = self._options.prefill_step_size
         if not batches:
@@ -69,5 +86,5 @@ class VisionEngine(TextEngine):
             prefill_step_size=step_size,
             max_batch_size=self._options.max_batch_size,
             wired_limit=self._options.wired_limit,
-            prefixes=self._prefixes,
+            keeper=VisionKeeper(self._prefixes),
         )

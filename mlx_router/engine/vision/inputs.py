@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_router.engine.prefix import Key
+from mlx_router.engine.prefix.layers import Key
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_router.engine.base import Job, StepResult
+from mlx_router.engine.base import Job
 from mlx_router.engine.batch import BatchRunner
-from mlx_router.engine.prefix import Key, Prefix
+from mlx_router.engine.prefill import Prefill
+from mlx_router.engine.prefix.cache import NOTHING, Prefix, PrefixCache, text_key
+from mlx_router.engine.prefix.keeper import Keeper
+from mlx_router.engine.prefix.layers import Key
 from mlx_router.engine.runner import LiveSequence
 from mlx_router.engine.sampling import make_sampler
 from mlx_router.engine.serial import SerialRunner
@@ -20,178 +20,108 @@ from mlx_router.engine.vision.features import FeatureCache, Looking
 from mlx_router.engine.vision.inputs import ImageInputs
 from mlx_router.engine.vision.model import Embedded, Positions, VisionModel
 
-log = logging.getLogger(__name__)
 
+class ImagePrefill(Prefill):
+    """A context with images: an image, or a slice of tokens, at a time."""
 
-class ImagePrefill:
-    """A context with images on its way into a KV cache, an image or a slice of tokens at a time.
-
-    ``sequences`` share it: the choices of one request. ``start``: tokens that ``cache`` holds
-    already.
-    """
-
-    def __init__(
-        self,
-        sequence: LiveSequence,
-        model: VisionModel,
-        features: FeatureCache,
-        cache: list[Any],
-        start: int,
-        slice_tokens: int,
-    ) -> None:
-        self.sequences = [sequence]
-        self.cache = cache
-        self._inputs = image_inputs(sequence)
-        self._scope = sequence.job.cache_scope
-        self._model = model
+    def __init__(self, model: VisionModel, sequence: LiveSequence, features: FeatureCache) -> None:
+        super().__init__(model, sequence, model.make_cache)
+        self._vision = model
         self._features = features
-        self._slice = slice_tokens
-        self._done = start
+        self._inputs = image_inputs(sequence)
+        self._only_text = False
         self._looking: Looking | None = None
         self._embedded: Embedded | None = None
 
-    @property
-    def left(self) -> int:
-        """Tokens still to be computed."""
-        return self._inputs.ids.shape[1] - 1 - self._done
+    def begin(self, prefix: Prefix = NOTHING) -> None:
+        super().begin(prefix)
+        self._only_text = not prefix.lost_images and prefix.tokens >= self._inputs.images_end
 
-    def advance(self) -> bool:
-        """Compute a little more; True if all but the last token is in the cache."""
+    def advance(self, tokens: int) -> bool:
+        if self._only_text:
+            return super().advance(tokens)
         if self._looking is None:
-            self._looking = self._features.look(self._scope, self._embed)
+            self._looking = self._features.look(self.sequences[0].job.cache_scope, self._embed)
         if not self._looking.done:
             self._features.step(self._looking)
             return False
         if self._embedded is None:
             self._embedded = self._features.finish(self._looking, self._embed)
-            if not self._embedded.sliceable:
-                self.cache, self._done = self._model.make_cache(), 0
-                for sequence in self.sequences:
-                    sequence.cached = 0
-        count = min(self._slice, self.left) if self._embedded.sliceable else self.left
-        end = self._done + count
-        self._model.prefill(self._inputs.ids, self._embedded, self.cache, self._done, end)
-        self._done = end
-        return self.left == 0
+            if not self._embedded.sliceable:  # it is computed as a whole or not at all
+                self.begin()
+                self._stops = []
+            if self.left == 0:  # it was cut from a chat that has other images after it
+                self._compute(self.done, self.done)  # sets the positions of what follows
+        return super().advance(tokens if self._embedded.sliceable else self.left)
+
+    def _compute(self, start: int, end: int) -> None:
+        if self._embedded is None:
+            super()._compute(start, end)
+        else:
+            self._vision.prefill(self._inputs.ids, self._embedded, self.cache, start, end)
 
     def _embed(self) -> Embedded:
-        return self._model.embed(self._inputs)
+        return self._vision.embed(self._inputs)
 
 
 class VisionBatchRunner(BatchRunner):
     """Contexts with images are prefilled each by itself between the steps of the batch; then they
     decode in it."""
 
-    def __init__(
-        self,
-        model: VisionModel,
-        features: FeatureCache,
-        *,
-        prefill_step_size: int,
-        max_batch_size: int,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            model, prefill_step_size=prefill_step_size, max_batch_size=max_batch_size, **options
-        )
-        self._model = model
+    def __init__(self, model: VisionModel, features: FeatureCache, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._vision = model
         self._features = features
-        self._slice = prefill_step_size
-        self._room = max_batch_size
-        self._prefills: deque[ImagePrefill] = deque()
-        self._shortest_is_next = False
 
-    def insert(self, sequence: LiveSequence) -> None:
-        job = sequence.job
-        if job.media is None:
-            super().insert(sequence)
-            return
-        for prefill in self._prefills:
-            leader = prefill.sequences[0]
-            if leader.job.id == job.fork_of and not (leader.tokens or sequence.tokens):
-                prefill.sequences.append(sequence)
-                return
-        inputs = image_inputs(sequence)
-        found = self._prefix(sequence)
-        if found is not None and not found.lost_images and found.tokens >= inputs.images_end:
-            self._go_on(sequence, found.cache, found.tokens)  # what is left is text
-            return
-        cache, start = (found.cache, found.tokens) if found else (self._model.make_cache(), 0)
-        self._prefills.append(
-            ImagePrefill(sequence, self._model, self._features, cache, start, self._slice)
-        )
+    def _prefill_of(self, sequence: LiveSequence) -> Prefill:
+        if sequence.job.media is None:
+            return Prefill(self._vision, sequence, self._vision.make_cache)
+        return ImagePrefill(self._vision, sequence, self._features)
 
-    def remove(self, job_id: int) -> None:
-        for prefill in self._prefills:
-            prefill.sequences = [each for each in prefill.sequences if each.job.id != job_id]
-        self._prefills = deque(prefill for prefill in self._prefills if prefill.sequences)
-        super().remove(job_id)
+    def _can_join_at_once(self, prefill: Prefill, size: int) -> bool:
+        return not isinstance(prefill, ImagePrefill) and super()._can_join_at_once(prefill, size)
 
-    def step(self) -> list[StepResult]:
-        # What is prefilled and cannot be decoded yet, since the batch is full, only holds memory.
-        waiting = sum(
-            each.job.media is not None and not each.tokens for each in self._live.values()
-        )
-        has_room = waiting < self._room
-        failed = self._advance(self._next_prefill()) if self._prefills and has_room else []
-        return failed + super().step()
 
-    def close(self) -> None:
-        self._prefills.clear()
-        super().close()
+class VisionKeeper(Keeper):
+    """What is known of prompts with images: they stand in keys as numbers of their own."""
 
-    def _next_prefill(self) -> ImagePrefill:
-        """In turns the oldest, and the one with the least to do: one picture does not wait for the
-        sixty pages that came before it, and these are not put off for ever."""
-        self._shortest_is_next = not self._shortest_is_next
-        if self._shortest_is_next:
-            return min(self._prefills, key=lambda prefill: prefill.left)
-        return self._prefills[0]
+    def __init__(self, prefixes: PrefixCache) -> None:
+        super().__init__(prefixes, prompt_key=_prompt_key)
 
-    def _advance(self, prefill: ImagePrefill) -> list[StepResult]:
-        """A fault here touches nobody else: the cache is the sequence's own."""
-        try:
-            if prefill.advance():
-                self._prefills.remove(prefill)
-                self._join(prefill)
-        except Exception:
-            log.exception("an image could not be computed")
-            message = "The model failed on the images of this request; the log has the reason."
-            failed = [StepResult(each.job.id, None, error=message) for each in prefill.sequences]
-            for result in failed:
-                self.remove(result.job_id)
-            return failed
-        return []
-
-    def _join(self, prefill: ImagePrefill) -> None:
-        first, *others = prefill.sequences
-        for sequence in others:
-            sequence.cached = len(sequence.job.prompt) - 1
-            self._go_on(sequence, copy.deepcopy(prefill.cache), len(sequence.job.prompt) - 1)
-        self._go_on(first, prefill.cache, len(first.context) - 1)
-
-    def _prompt_key(self, job: Job) -> Key:
-        return job.media.key if isinstance(job.media, ImageInputs) else super()._prompt_key(job)
-
-    def _prefix(self, sequence: LiveSequence) -> Prefix | None:
-        found = super()._prefix(sequence)
-        if found is not None and found.lost_images and sequence.job.media is None:
+    def find(self, sequence: LiveSequence) -> Prefix:
+        found = super().find(sequence)
+        if found.cache is not None and found.lost_images and sequence.job.media is None:
             for layer in found.cache:
                 if isinstance(layer, Positions):
                     layer.deltas = mx.zeros_like(layer.deltas)
         return found
 
 
+class WholePrompt(Prefill):
+    """A context that is computed by whoever decodes it."""
+
+    def advance(self, tokens: int) -> bool:
+        return True
+
+
 class VisionSerialRunner(SerialRunner):
     """Each sequence to its end by mlx-vlm's own loop, for models that cannot batch."""
 
     def __init__(self, model: VisionModel, *, prefill_step_size: int) -> None:
-        super().__init__(model, prefill_step_size=prefill_step_size)
+        super().__init__(
+            model,
+            make_cache=list,  # the loop makes its own
+            prefill_step_size=prefill_step_size,
+            keeper=Keeper(PrefixCache(0)),
+        )
         self._whole = model.whole
 
     def close(self) -> None:
         super().close()
         self._whole = None
+
+    def _prefill_of(self, sequence: LiveSequence) -> Prefill:
+        return WholePrompt(self._model, sequence, self._make_cache)
 
     def _generate(self, sequence: LiveSequence) -> Iterator[tuple[int, mx.array]]:
         from mlx_vlm.generate import ar
@@ -214,6 +144,10 @@ class VisionSerialRunner(SerialRunner):
             **({} if inputs is None else inputs.extras),
         )
         return tokens
+
+
+def _prompt_key(job: Job) -> Key:
+    return job.media.key if isinstance(job.media, ImageInputs) else text_key(job.prompt)
 
 
 def image_inputs(sequence: LiveSequence) -> ImageInputs:

@@ -1,0 +1,1 @@
+"""Computed prompts, kept for prompts that begin in the same way."""

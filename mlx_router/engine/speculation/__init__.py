@@ -1,0 +1,1 @@
+"""Several tokens in one forward pass: what a drafter guesses, the model checks."""
