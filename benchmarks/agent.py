@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import Answer, ask_together
-from benchmarks.measures import GROUPS, Plan, Say
+from benchmarks.client import PATIENCE_SECONDS, Answer, ask_together
+from benchmarks.measures import GROUPS, Plan, Say, in_turns
 from benchmarks.model import make_prompt
-from benchmarks.prefix import MINUTES, both_servers
+from benchmarks.prefix import both_servers
 from benchmarks.report import Result, at_most, median, number, ratios, spread
 from benchmarks.subjects import Host, HTTPSubject
 
@@ -40,11 +40,9 @@ def agent(
     say("starting")
     with both_servers(folder / "prefix", plan, openblas, against) as servers:
         runs: list[list[Conversation]] = [[] for _ in servers]
-        for turn in range(plan.long_rounds):
-            for place in range(len(servers)):
-                index = (turn + place) % len(servers)
-                say(f"{servers[index][0].name}: round {turn + 1} of {plan.long_rounds}")
-                runs[index].append(converse(*servers[index], f"agent {turn}", plan.system_words))
+        for turn, index in in_turns(plan.long_rounds, len(servers)):
+            say(f"{servers[index][0].name}: round {turn + 1} of {plan.long_rounds}")
+            runs[index].append(converse(*servers[index], f"agent {turn}", plan.system_words))
     other = servers[1][0].name
     ours, theirs = ([one.computed for one in each if one.computed is not None] for each in runs)
     waits, their_waits = ([run.waited for run in one] for one in runs)
@@ -108,7 +106,7 @@ def converse(subject: HTTPSubject, host: Host, name: str, system_words: int) -> 
 
 def _ask(subject: HTTPSubject, host: Host, messages: list[Json]) -> Answer:
     body = subject.body("", _TOKENS, messages=messages, tools=_TOOLS)
-    (answer,) = ask_together(subject.port, [body], MINUTES)
+    (answer,) = ask_together(subject.port, [body], PATIENCE_SECONDS)
     host.wait_until_idle()
     return answer
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import uvloop
 
 HOST = "127.0.0.1"
+PATIENCE_SECONDS = 600.0  # for what a measurement asks for
 PATH = "/v1/chat/completions"
 
 T = TypeVar("T")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.client import PATIENCE_SECONDS
 from benchmarks.measures import GROUPS, Plan, Say
 from benchmarks.processes import ROOT, Process, environment
 from benchmarks.report import Result, number
 
-_MINUTES = 600.0
 _DEMO = ROOT / "mlx_router" / "demo" / "model"
 
 
@@ -18,7 +18,7 @@ def kv(folder: Path, say: Say, plan: Plan) -> list[Result]:
     say("answering")
     arguments = ["-m", "benchmarks.kv_quality", str(_DEMO), str(plan.kv_tokens)]
     with Process("kv", arguments, environment(folder), folder, json_lines=True) as process:
-        found = process.read_json(_MINUTES)
+        found = process.read_json(PATIENCE_SECONDS)
     whole = found.pop("whole")
     group = GROUPS["kv"]
     results = []

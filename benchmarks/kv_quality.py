@@ -48,7 +48,8 @@ QUESTIONS = (
 class Quality:
     """``bytes_per_token``: of the KV cache, all layers. ``agreeing``: of ``tokens``, how many the
     model would have chosen as well. ``divergences``: one for each token, in nats: the Kullback-
-    Leibler divergence of what it finds likely from what it finds likely with a whole cache."""
+    Leibler divergence KL(whole || fewer bits), of what the model finds likely with a whole cache
+    from what it finds likely with this one."""
 
     bytes_per_token: float = 0.0
     tokens: int = 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.client import ask_in_turn
+from benchmarks.client import PATIENCE_SECONDS, ask_in_turn
 from benchmarks.measures import GROUPS, Plan, Say
 from benchmarks.model import make_model, make_prompt
 from benchmarks.processes import Process, environment, find_openblas
@@ -19,7 +19,6 @@ from benchmarks.report import Result, at_least, at_most, median, number, spread
 from benchmarks.subjects import OURS, HTTPSubject, our_server
 from benchmarks.watch import watch_streams
 
-_MINUTES = 600.0
 _WORDS = 20
 _READERS = 4
 _CHUNK_BYTES = 16 << 20
@@ -32,7 +31,7 @@ class _Lab:
 
     def __init__(self, process: Process, port: int, models: Path) -> None:
         self.process = process
-        self.subject = HTTPSubject(OURS, port, {"ignore_eos": True, "timeout": _MINUTES})
+        self.subject = HTTPSubject(OURS, port, {"ignore_eos": True, "timeout": PATIENCE_SECONDS})
         self.models = models
         self._asked = 0
 
@@ -43,7 +42,7 @@ class _Lab:
     def first_token(self, model: str) -> float:
         """Seconds until the first text of a short answer."""
         source = iter([(0, self.body(model, 2))])
-        (asked,) = ask_in_turn(self.subject.port, [source], _MINUTES)
+        (asked,) = ask_in_turn(self.subject.port, [source], PATIENCE_SECONDS)
         self.process.wait_until_idle()
         return asked.answer.first
 
@@ -123,7 +122,7 @@ def stall(folder: Path, say: Say, plan: Plan, openblas: str | None) -> list[Resu
             stream = lab.body("small", _STREAM_TOKENS)
             other = lab.body(f"big-{turn % 2}", 2)
             seen = watch_streams(
-                lab.subject.port, [stream], other, _STEPS_BEFORE, _MINUTES, queued=True
+                lab.subject.port, [stream], other, _STEPS_BEFORE, PATIENCE_SECONDS, queued=True
             )
             longest.append(1e3 * max(seen.meanwhile))
             steps.append(1e3 * median(seen.before))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.client import ask_repeatedly, ask_together
+from benchmarks.client import PATIENCE_SECONDS, ask_repeatedly, ask_together
 from benchmarks.model import BIG, FULL, LONG, SMALL, SWAPPED, TINY, Shape, make_model, make_prompt
 from benchmarks.processes import Process, environment
 from benchmarks.report import (
@@ -42,7 +42,6 @@ GROUPS = {
 NEED_MODEL = ("decode", "aggregate", "ttft")
 
 SHORT_WORDS = 20
-_MINUTES = 600.0
 
 Say = Callable[[str], None]
 
@@ -105,11 +104,17 @@ QUICK = Plan(
     long_rounds=2,
     prefix_words=600,
     system_words=150,
-    fairness_words=800,
     lookup_tokens=64,
     lookup_rounds=2,
     kv_tokens=8,
 )
+
+
+def in_turns(rounds: int, subjects: int) -> Iterator[tuple[int, int]]:
+    """Whose turn it is: round and subject. Who begins changes with each round."""
+    for turn in range(rounds):
+        for place in range(subjects):
+            yield turn, (turn + place) % subjects
 
 
 # --- with the model: three subjects in turn -------------------------------------------------
@@ -125,13 +130,11 @@ def _rounds(
     """All three answer the same prompts, one after the other, ``turns`` times; who begins changes.
     The runs of ours, of the other server and of the bare loop. A first turn is not counted."""
     runs: list[list[Run]] = [[] for _ in contest.subjects]
-    for turn in range(turns + 1):
+    for turn, index in in_turns(turns + 1, len(runs)):
         say(f"round {turn} of {turns}" if turn else "warming up")
-        for place in range(len(runs)):
-            index = (turn + place) % len(runs)
-            run = contest.answer(index, prompts(turn), tokens if turn else min(tokens, 4))
-            if turn:
-                runs[index].append(run)
+        run = contest.answer(index, prompts(turn), tokens if turn else min(tokens, 4))
+        if turn:
+            runs[index].append(run)
     return runs
 
 
@@ -240,13 +243,13 @@ def cpu(folder: Path, say: Say, plan: Plan, chunk_tokens: int) -> list[Result]:
         subject = HTTPSubject("scripted", port, {"model": "scripted", "ignore_eos": True})
         for streams in plan.load_streams:
             bodies = [subject.body(f"question {i}", plan.cpu_answer) for i in range(streams)]
-            ask_together(port, bodies, _MINUTES)
+            ask_together(port, bodies, PATIENCE_SECONDS)
             repeats = math.ceil(plan.cpu_tokens / (streams * plan.cpu_answer))
             say(f"{streams} streams, {repeats} times")
             tokens = 0
             before = process.cpu_seconds()
             for _ in range(repeats):
-                answers = ask_together(port, bodies, _MINUTES)
+                answers = ask_together(port, bodies, PATIENCE_SECONDS)
                 tokens += sum(answer.completion_tokens for answer in answers)
             spent = process.cpu_seconds() - before
             if tokens != repeats * streams * plan.cpu_answer:
@@ -276,9 +279,9 @@ def overhead(folder: Path, say: Say, plan: Plan) -> list[Result]:
         for streams in plan.load_streams:
             say(f"{streams} streams")
             bodies = [subject.body(f"question {i}", 1) for i in range(streams)]
-            ask_repeatedly(port, bodies, plan.load_seconds / 4, _MINUTES)
+            ask_repeatedly(port, bodies, plan.load_seconds / 4, PATIENCE_SECONDS)
             before = process.cpu_seconds()
-            latencies, seconds = ask_repeatedly(port, bodies, plan.load_seconds, _MINUTES)
+            latencies, seconds = ask_repeatedly(port, bodies, plan.load_seconds, PATIENCE_SECONDS)
             spent = process.cpu_seconds() - before
             half, most = (1e3 * percentile(latencies, percent) for percent in (50, 99))
             results.append(
@@ -315,7 +318,7 @@ def passes(folder: Path, say: Say, plan: Plan) -> list[Result]:
     arguments = ["-m", "benchmarks.passes", str(model), str(plan.pass_tokens)]
     arguments += [str(count) for count in streams]
     with Process("passes", arguments, environment(folder), folder, json_lines=True) as process:
-        counted = {int(key): value for key, value in process.read_json(_MINUTES).items()}
+        counted = {int(key): value for key, value in process.read_json(PATIENCE_SECONDS).items()}
     return [
         Result(
             GROUPS["passes"],

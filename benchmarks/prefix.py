@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import ask_together
-from benchmarks.measures import GROUPS, Plan, Say
+from benchmarks.client import PATIENCE_SECONDS, ask_together
+from benchmarks.measures import GROUPS, Plan, Say, in_turns
 from benchmarks.model import AGENT_TEMPLATE, TINY, make_model, make_prompt
 from benchmarks.processes import Process, environment, find_openblas
-from benchmarks.report import Aim, Result, at_most, median, number, ratios, spread
+from benchmarks.report import Aim, Result, at_most, failed, quotient
 from benchmarks.subjects import OURS, Host, HTTPSubject, our_server, rival
 
-MINUTES = 600.0
 _MEMORY_GB = 4.0
 _TOKENS = 2
 _NEW_WORDS = 8
 _LONG, _OTHER = "long", "other"
+
+NO_DIFFERENCE = "a load with a short prompt took as long as one with the long prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,13 @@ def our_long_server(
         make_model(models / _LONG, plan.long_shape, template=AGENT_TEMPLATE)
         make_model(models / _OTHER, TINY)
     settings: dict[str, dict[str, Any]] = {
-        "prefix_cache": {"directory": str(folder / "prompts"), "memory_gb": _MEMORY_GB},
+        "prefix_cache": {"memory_gb": _MEMORY_GB},
         "defaults": {"cache_size": 1, "stream_chunk_size": 1},
     }
     env = environment(folder, library)
     with our_server(folder, env, models=models, settings=settings) as (process, port):
         process.wait_until_healthy(port)
-        fields = {"ignore_eos": True, "timeout": MINUTES, "model": _LONG}
+        fields = {"ignore_eos": True, "timeout": PATIENCE_SECONDS, "model": _LONG}
         subject = HTTPSubject(OURS, port, fields)
         subject.answer(["ready"], _TOKENS)
         process.wait_until_idle()
@@ -82,14 +83,12 @@ def again(
     say("starting")
     with both_servers(folder / "prefix", plan, openblas, against) as servers:
         waits = [Waits([], [], []) for _ in servers]
-        for turn in range(plan.long_rounds):
-            for place in range(len(servers)):
-                index = (turn + place) % len(servers)
-                subject, host = servers[index]
-                say(f"{subject.name}: round {turn + 1} of {plan.long_rounds}")
-                prompt = make_prompt(f"again {turn}", plan.prefix_words)
-                waits[index].cold.append(_first_token(subject, host, prompt))
-                waits[index].warm.append(_first_token(subject, host, _longer(prompt)))
+        for turn, index in in_turns(plan.long_rounds, len(servers)):
+            subject, host = servers[index]
+            say(f"{subject.name}: round {turn + 1} of {plan.long_rounds}")
+            prompt = make_prompt(f"again {turn}", plan.prefix_words)
+            waits[index].cold.append(_first_token(subject, host, prompt))
+            waits[index].warm.append(_first_token(subject, host, _longer(prompt)))
     ours, theirs = waits
     other = servers[1][0].name
     return [
@@ -116,7 +115,7 @@ def after_swap(folder: Path, say: Say, plan: Plan, openblas: str | None) -> list
             waits.load.append(_first_token(subject, process, f"load {turn}"))
             _first_token(other, process, f"back {turn}")
             waits.warm.append(_first_token(subject, process, _longer(prompt)))
-    return _survival("after a swap to another model and back", waits)
+    return survival("after a swap to another model and back", waits)
 
 
 def after_restart(folder: Path, say: Say, plan: Plan, openblas: str | None) -> list[Result]:
@@ -138,7 +137,7 @@ def after_restart(folder: Path, say: Say, plan: Plan, openblas: str | None) -> l
 
 
 def _first_token(subject: HTTPSubject, host: Host, prompt: str) -> float:
-    (answer,) = ask_together(subject.port, [subject.body(prompt, _TOKENS)], MINUTES)
+    (answer,) = ask_together(subject.port, [subject.body(prompt, _TOKENS)], PATIENCE_SECONDS)
     host.wait_until_idle()
     return answer.first
 
@@ -147,24 +146,25 @@ def _longer(prompt: str) -> str:
     return f"{prompt} {make_prompt(prompt, _NEW_WORDS)}"
 
 
-def _survival(when: str, waits: Waits) -> list[Result]:
-    without = [warm - load for warm, load in zip(waits.warm, waits.load, strict=True)]
+def survival(when: str, waits: Waits) -> list[Result]:
+    """Where the load alone took as long as the load and the prompt, the difference says nothing:
+    such a round is left out, and without any other the measurement fails."""
+    rounds = list(zip(waits.warm, waits.load, waits.cold, strict=True))
+    told = [(warm - load, cold) for warm, load, cold in rounds if warm > load]
     name = f"first token {when} ÷ the first time"
-    return [
-        _share(f"{name}, without the load", without, waits.cold, at_most(0.2)),
-        _share(f"{name}, with it", waits.warm, waits.cold, None),
-    ]
+    bare_name = f"{name}, without the load"
+    if told:
+        without, cold = zip(*told, strict=True)
+        remark = f"{len(told)} of {len(rounds)} rounds: in the others {NO_DIFFERENCE}"
+        result = _share(
+            bare_name, without, cold, at_most(0.2), remark if len(told) < len(rounds) else ""
+        )
+    else:
+        result = failed(GROUPS["prefix"], bare_name, f"in every round {NO_DIFFERENCE}")
+    return [result, _share(f"{name}, with it", waits.warm, waits.cold, None)]
 
 
-def _share(name: str, above: Sequence[float], below: Sequence[float], aim: Aim | None) -> Result:
-    quotients = ratios(above, below)
-    return Result(
-        GROUPS["prefix"],
-        name,
-        median(quotients),
-        "x",
-        aim,
-        f"{number(1e3 * median(above))} ÷ {number(1e3 * median(below))} ms; "
-        f"rounds {spread(quotients)}",
-        samples={"above s": list(above), "below s": list(below)},
-    )
+def _share(
+    name: str, above: Sequence[float], below: Sequence[float], aim: Aim | None, remark: str = ""
+) -> Result:
+    return quotient(GROUPS["prefix"], name, above, below, aim, remark)

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mlx_router.cli.bench_report import processor
+
 # --- statistics -----------------------------------------------------------------------------
 
 
@@ -125,7 +127,7 @@ def conditions(command: Sequence[str], **more: str) -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "revision": _revision(),
         "versions": f"{versions}, Python {platform.python_version()}",
-        "machine": f"{platform.system()} {platform.machine()}, {_processor()}, "
+        "machine": f"{platform.system()} {platform.machine()}, {processor()}, "
         f"{os.cpu_count()} cores",
         "load at start": f"{one:.2f} (1 min), {five:.2f} (5 min)",
         **more,
@@ -142,13 +144,27 @@ def _revision() -> str:
     return done.stdout.strip()
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown processor")
+def quotient(
+    group: str,
+    name: str,
+    above: Sequence[float],
+    below: Sequence[float],
+    aim: Aim | None = None,
+    remark: str = "",
+) -> Result:
+    """``above`` ÷ ``below``, both in seconds, round by round."""
+    quotients = ratios(above, below)
+    detail = f"{number(1e3 * median(above))} ÷ {number(1e3 * median(below))} ms; "
+    detail += f"rounds {spread(quotients)}"
+    return Result(
+        group,
+        name,
+        median(quotients),
+        "x",
+        aim,
+        f"{detail}; {remark}" if remark else detail,
+        samples={"above s": list(above), "below s": list(below)},
+    )
 
 
 # --- tables ---------------------------------------------------------------------------------

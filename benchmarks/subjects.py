@@ -207,12 +207,13 @@ def our_server(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[tuple[Process, int]]:
     """``python -m mlx_router`` with default settings, but for ``settings``: process and port. It
-    may not be ready yet."""
+    may not be ready yet. What it keeps stays in ``folder``."""
     chosen = settings or {}
     config = {
         **chosen,
         "server": {**chosen.get("server", {}), "log_dir": str(folder / "logs")},
         "defaults": {**chosen.get("defaults", {}), "state_directory": str(folder / "state")},
+        "prefix_cache": {"directory": str(folder / "prompts"), **chosen.get("prefix_cache", {})},
     }
     file = folder / "config.json"
     file.write_text(json.dumps(config))

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.client import Asked, ask_in_turn
-from benchmarks.measures import GROUPS, Plan, Say
+from benchmarks.client import PATIENCE_SECONDS, Asked, ask_in_turn
+from benchmarks.measures import GROUPS, Plan, Say, in_turns
 from benchmarks.model import make_model, make_prompt
 from benchmarks.processes import Process, environment, find_openblas
 from benchmarks.report import Result, at_most, median, number, ratios, spread
 from benchmarks.subjects import MLX_LM, OURS, HTTPSubject, mlx_lm_server, our_server
 
-_MINUTES = 600.0
 _WORDS = 20
 
 Requests = Iterator[tuple[int, bytes]]  # which model, and the body
@@ -76,7 +75,9 @@ class Swapper:
     def serve(self, trace: Trace, plan: Plan, turn: int) -> Served:
         """Begins with model 0 in memory. Raises as :class:`benchmarks.subjects.Subject`."""
         name = f"{trace.name} {turn}"
-        ask_in_turn(self.subject.port, [self.requests(f"{name} before", iter([0]), 2)], _MINUTES)
+        ask_in_turn(
+            self.subject.port, [self.requests(f"{name} before", iter([0]), 2)], PATIENCE_SECONDS
+        )
         self.process.wait_until_idle()
         # Clients of one source share its requests, so they share the iterator over their bodies.
         sources = trace.sources(plan.swap_requests)
@@ -84,7 +85,9 @@ class Swapper:
             id(source): self.requests(f"{name} {number}", source, plan.swap_tokens)
             for number, source in enumerate(sources)
         }
-        asked = ask_in_turn(self.subject.port, [bodies[id(one)] for one in sources], _MINUTES)
+        asked = ask_in_turn(
+            self.subject.port, [bodies[id(one)] for one in sources], PATIENCE_SECONDS
+        )
         return served(asked, resident=0)
 
     def requests(self, name: str, models: Iterator[int], tokens: int) -> Requests:
@@ -111,7 +114,7 @@ def swap(folder: Path, say: Say, plan: Plan, openblas: str | None) -> list[Resul
         ours.wait_until_healthy(our_port)
         swappers = (
             Swapper(
-                HTTPSubject(OURS, our_port, {"ignore_eos": True, "timeout": _MINUTES}),
+                HTTPSubject(OURS, our_port, {"ignore_eos": True, "timeout": PATIENCE_SECONDS}),
                 ours,
                 (first.name, second.name),
             ),
@@ -119,16 +122,16 @@ def swap(folder: Path, say: Say, plan: Plan, openblas: str | None) -> list[Resul
         )
         results = []
         for swapper in swappers:  # the first load of each model has more to do
-            ask_in_turn(swapper.subject.port, [swapper.requests("0", iter([1, 0]), 2)], _MINUTES)
+            ask_in_turn(
+                swapper.subject.port, [swapper.requests("0", iter([1, 0]), 2)], PATIENCE_SECONDS
+            )
             swapper.process.check_openblas(library)
         for trace in TRACES:
             runs: tuple[list[Served], list[Served]] = ([], [])
-            for turn in range(plan.swap_rounds):
-                for place in range(2):
-                    index = (turn + place) % 2
-                    say(f"{trace.name}: round {turn + 1} of {plan.swap_rounds}")
-                    runs[index].append(swappers[index].serve(trace, plan, turn))
-                    swappers[index].process.wait_until_idle()
+            for turn, index in in_turns(plan.swap_rounds, 2):
+                say(f"{trace.name}: round {turn + 1} of {plan.swap_rounds}")
+                runs[index].append(swappers[index].serve(trace, plan, turn))
+                swappers[index].process.wait_until_idle()
             results += list(_compared(trace.name, *runs))
     return results
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.client import ask_together
-from benchmarks.measures import GROUPS, Plan, Say
+from benchmarks.client import PATIENCE_SECONDS, ask_together
+from benchmarks.measures import GROUPS, Plan, Say, in_turns
 from benchmarks.model import make_prompt
 from benchmarks.processes import Process, environment, find_openblas, free_port
 from benchmarks.report import Result, at_most, median, number, ratios, spread
@@ -27,7 +27,6 @@ from tests.vision_models import change_processor, make_vision_model
 MLX_VLM = "mlx_vlm.server"
 WITH_CACHE = "mlx_vlm.server with APC"
 
-_MINUTES = 600.0
 _TOKENS = 8
 _IMAGES = 4
 _STEPS_BEFORE = 20
@@ -82,7 +81,7 @@ def vision(folder: Path, say: Say, plan: Plan, openblas: str | None) -> list[Res
             caching_port,
         ),
     ):
-        fields = {"timeout": _MINUTES, "ignore_eos": True, "model": model.name}
+        fields = {"timeout": PATIENCE_SECONDS, "ignore_eos": True, "model": model.name}
         servers = [
             (HTTPSubject(OURS, our_port, fields), ours),
             (HTTPSubject(MLX_VLM, plain_port, {"model": str(model)}), plain),
@@ -93,13 +92,11 @@ def vision(folder: Path, say: Say, plan: Plan, openblas: str | None) -> list[Res
             _turns(subject, _image(0, plan.image_side))
             process.check_openblas(library)
         runs: list[list[Turns]] = [[] for _ in servers]
-        for turn in range(plan.image_rounds):
+        for turn, index in in_turns(plan.image_rounds, len(servers)):
             say(f"two turns: round {turn + 1} of {plan.image_rounds}")
-            for place in range(len(servers)):
-                index = (turn + place) % len(servers)
-                subject, process = servers[index]
-                runs[index].append(_turns(subject, _image(turn + 1, plan.image_side)))
-                process.wait_until_idle()
+            subject, process = servers[index]
+            runs[index].append(_turns(subject, _image(turn + 1, plan.image_side)))
+            process.wait_until_idle()
         subject, process = servers[0]
         gaps = []
         for turn in range(plan.image_rounds):
@@ -155,13 +152,13 @@ def _seen(images: Sequence[str], text: str) -> Json:
 def _turns(subject: HTTPSubject, image: str) -> Turns:
     messages = [_seen([image], "What is in this picture? Tell me all about it.")]
     first = subject.body("", _TOKENS, messages=messages)
-    (answer,) = ask_together(subject.port, [first], _MINUTES)
+    (answer,) = ask_together(subject.port, [first], PATIENCE_SECONDS)
     messages += [
         {"role": "assistant", "content": answer.text},
         {"role": "user", "content": "And which colours are there?"},
     ]
     second = subject.body("", _TOKENS, messages=messages)
-    (next_answer,) = ask_together(subject.port, [second], _MINUTES)
+    (next_answer,) = ask_together(subject.port, [second], PATIENCE_SECONDS)
     return Turns(answer.first, next_answer.first)
 
 
@@ -169,7 +166,7 @@ def _gaps(subject: HTTPSubject, process: Process, turn: int, side: int) -> tuple
     """The longest gaps (seconds) of a stream: while images are prefilled, while a text is."""
     images = [_image(1000 * (turn + 1) + number, side) for number in range(_IMAGES)]
     seeing = subject.body("", 2, messages=[_seen(images, "Compare them.")])
-    (answer,) = ask_together(subject.port, [seeing], _MINUTES)
+    (answer,) = ask_together(subject.port, [seeing], PATIENCE_SECONDS)
     images = [_image(2000 * (turn + 1) + number, side) for number in range(_IMAGES)]
     seeing = subject.body("", 2, messages=[_seen(images, "Compare them.")])
     reading = subject.body(make_prompt(f"gap {turn}", answer.prompt_tokens // 3), 2)
@@ -177,7 +174,7 @@ def _gaps(subject: HTTPSubject, process: Process, turn: int, side: int) -> tuple
     for other in (seeing, reading):
         process.wait_until_idle()
         stream = subject.body(f"stream {turn}", 4000, stream_options={"include_usage": True})
-        seen = watch_streams(subject.port, [stream], other, _STEPS_BEFORE, _MINUTES)
+        seen = watch_streams(subject.port, [stream], other, _STEPS_BEFORE, PATIENCE_SECONDS)
         longest.append(max(seen.meanwhile))
     return longest[0], longest[1]
 

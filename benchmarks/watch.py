@@ -84,7 +84,8 @@ def overtake(
     port: int, first: bytes, second: bytes, after: float, timeout: float
 ) -> tuple[float, float]:
     """Send a request and, ``after`` so many seconds, a second one: seconds until the first text of
-    each, both from when the second one was sent. Blocks."""
+    each, both from when the second one was sent. Blocks; raises LoadError if the first one's text
+    came before that: then nobody could overtake it."""
 
     async def ask(connection: Connection, body: bytes) -> tuple[float, Answer]:
         sent, pieces = await connection.ask(http_request(body))
@@ -97,7 +98,12 @@ def overtake(
             await asyncio.sleep(after)
             sent, answer = await ask(other, second)
             began, early = await waiting
-            return began + early.first - sent, answer.first
+            left = began + early.first - sent
+            if left <= 0:
+                raise LoadError(
+                    f"the first text came {-left:.3f} s before the second request was sent"
+                )
+            return left, answer.first
         finally:
             one.close()
             other.close()

@@ -22,8 +22,10 @@ from mlx_router.bench import suite
 from mlx_router.bench.library import LibraryTarget, bench_settings
 from mlx_router.bench.results import Plan, Results
 from mlx_router.bench.suite import Suite
-from mlx_router.cli.bench_report import bar, rate, seconds
+from mlx_router.cli.bench_options import make_parser
+from mlx_router.cli.bench_report import about, bar, rate, seconds, show
 from mlx_router.cli.main import main
+from mlx_router.cli.terminal import Terminal
 from mlx_router.config import DefaultSettings, Settings
 from mlx_router.runtime.manager import MLXModelManager
 from tests.models import make_model
@@ -389,6 +391,18 @@ def names(value: Any) -> set[str]:
     if isinstance(value, dict):
         return set(value).union(*map(names, value.values()))
     return set().union(*map(names, value)) if isinstance(value, list) else set()
+
+
+@pytest.mark.parametrize(
+    ("words", "begin"), [((), ""), (("--url", "http://elsewhere:8800"), "measured from: ")]
+)
+def test_a_server_elsewhere_is_not_taken_for_this_machine(
+    words: tuple[str, ...], begin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = about(make_parser().parse_args(words))
+    show(Results(Plan((64,), (1,), 4), told), Terminal())
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith(f"{begin}{told['machine']['processor']}, ")
 
 
 def test_bars_and_figures_are_as_long_as_what_is_known() -> None:

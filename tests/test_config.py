@@ -391,6 +391,8 @@ def test_the_sample_config_holds_all_defaults_and_loads() -> None:
     assert load_settings(path, {}, {}) == Settings()
     assert set(content["defaults"]) == set(DefaultSettings.model_fields)
     assert set(content["server"]) == set(ServerSettings.model_fields)
+    sections = set(Settings.model_fields) - {"models", "groups", "default_model"}
+    assert sections < set(content)
     assert Settings.model_validate({"models": content["models"]["_example"]}).models
 
 

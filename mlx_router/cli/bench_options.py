@@ -97,7 +97,7 @@ def make_parser() -> Parser:
     server = parser.add_argument_group("a running server")
     server.add_argument(
         "--url", help="measure a server over HTTP in place of this process, like "
-        "http://127.0.0.1:8800; its models stay loaded"
+        "http://127.0.0.1:8800; its models stay loaded, and if it has several, name one"
     )  # fmt: skip
     server.add_argument(
         "--api-key", metavar="KEY", help="default: $MLX_ROUTER_API_KEY, else the config's first key"

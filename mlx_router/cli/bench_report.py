@@ -31,7 +31,7 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
         "url": arguments.url,
         "engine": None if arguments.url is not None else backend(arguments.engine),
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "memory_bytes": SystemProbe().snapshot().total,
             "system": f"{platform.system()} {platform.release()}",
@@ -49,8 +49,10 @@ def show(results: Results, terminal: Terminal) -> None:
     about = results.about
     machine = about["machine"]
     terminal.line(f"{about['url'] or about['engine']}", style="bold")
+    whose = "measured from: " if about["url"] is not None else ""
     terminal.line(
-        f"{machine['processor']}, {machine['cores']} cores, {gigabytes(machine['memory_bytes'])}; "
+        f"{whose}{machine['processor']}, {machine['cores']} cores, "
+        f"{gigabytes(machine['memory_bytes'])}; "
         f"mlx-router {about['versions']['mlx-router']}; {about['date']}"
     )
     for model in results.models:
@@ -170,7 +172,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     """Its name, as its maker sells it."""
     try:
         if sys.platform == "darwin":

@@ -84,6 +84,8 @@ def sample_config() -> dict[str, Any]:
         "_comment": "Keys that begin with _ are comments. All settings: docs/configuration.md",
         "defaults": values["defaults"],
         "server": values["server"],
+        "media": values["media"],
+        "prefix_cache": values["prefix_cache"],
         "models": {"_example": _EXAMPLE_MODEL},
     }
 

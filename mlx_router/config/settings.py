@@ -109,7 +109,8 @@ class DefaultSettings(Section):
         default=512,
         ge=1,
         le=65_536,
-        description="Prompt tokens computed between two decoding steps.",
+        description="Prompt tokens computed between two decoding steps at most; beside streams "
+        "only as many as take a quarter of a second, or four steps.",
     )
     prompt_lookup: bool = Field(
         default=False,

@@ -174,7 +174,9 @@ class BatchRunner:
     def _can_join_at_once(self, prefill: Prefill, size: int) -> bool:
         (first, *others) = prefill.sequences
         # After a failed step each is computed by itself: one that fails again is alone then.
-        return prefill.done == 0 and prefill.total <= size and not others and not first.retried
+        if others or first.retried or prefill.has_marks_to_make:
+            return False
+        return prefill.done == 0 and prefill.total <= size
 
     def _join_together(self, first: Prefill, size: int) -> None:
         """The generator pads prompts to the longest of them."""
@@ -187,7 +189,7 @@ class BatchRunner:
             if length * (len(joining) + 1) > size or not self._can_join_at_once(prefill, size):
                 continue
             prefill.begin(self._keeper.find(prefill.sequences[0]))
-            if prefill.done == 0 and prefill.waits_for() is None:
+            if prefill.waits_for() is None and self._can_join_at_once(prefill, size):
                 joining.append(prefill)
                 longest = length
         for prefill in joining:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,9 @@ from mlx_router.engine.runner import LiveSequence
 
 _SLICE_SECONDS = 0.25
 _STEPS_PER_SLICE = 4
+_READ_SECONDS = 2.0
+_READ_RATE = 1000.0  # tokens a second, and the seconds above: more is not waited for
+_WORTH_A_MARK = 128  # tokens
 _FEWEST = 32  # tokens of a slice; less is hardly faster
 
 
@@ -38,6 +42,7 @@ class Prefill:
         self._make_cache = make_cache
         self._context = sequence.context
         self._stops: list[int] = []
+        self._read_until = 0.0
 
     @property
     def total(self) -> int:
@@ -54,18 +59,26 @@ class Prefill:
         return self.prefix is not None
 
     def waits_for(self) -> Future[list[Any] | None] | None:
-        """What is being read of it from disk. Once that is there, it goes on from it."""
+        """What is being read of it from disk. Once that is there, it goes on from it; a disk that
+        takes longer than computing would is not waited for."""
         found = self.prefix
         if found is None or found.reading is None:
             return None
         if not found.reading.done():
-            return found.reading
-        layers = found.reading.result()
+            if time.monotonic() < self._read_until:
+                return found.reading
+            found.reading.cancel()
+        layers = found.reading.result() if _has_result(found.reading) else None
         if layers is None:
             self.begin(replace(found, reading=None))
         else:
             self.begin(Prefix(found.on_disk, layers, found.fork))
         return None
+
+    @property
+    def has_marks_to_make(self) -> bool:
+        """Whether layers that cannot be cut back are to be put by on its way."""
+        return bool(self._stops) and self._stops[-1] >= _WORTH_A_MARK
 
     def shared_with(self, sequence: LiveSequence) -> bool:
         """Whether a sequence is one more choice of this prompt; then it is computed for it too."""
@@ -86,6 +99,7 @@ class Prefill:
         """Go on from what is known of the context."""
         self.prefix = prefix
         if prefix.reading is not None:
+            self._read_until = time.monotonic() + _READ_SECONDS + prefix.on_disk / _READ_RATE
             return
         self.cache = self._make_cache() if prefix.cache is None else prefix.cache
         self.done = prefix.tokens
@@ -118,8 +132,8 @@ class Prefill:
 
 class SliceSize:
     """How many tokens of a prompt are computed between two decoding steps: as many as take a
-    quarter of a second, or as long as four steps, whichever is longer. So streams go on, and a
-    prompt beside them takes at most a quarter longer than alone. ``most``: where nobody waits."""
+    quarter of a second, or as long as four steps, whichever is longer, and never more than
+    ``most``. So streams go on, and a prompt beside them takes about a quarter longer than alone."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -144,3 +158,7 @@ class SliceSize:
         self._step_seconds = (
             seconds if not self._step_seconds else (0.2 * seconds + 0.8 * self._step_seconds)
         )
+
+
+def _has_result(reading: Future[list[Any] | None]) -> bool:
+    return reading.done() and not reading.cancelled() and reading.exception() is None

@@ -54,9 +54,16 @@ class SerialRunner:
     def remove(self, job_id: int) -> None:
         decoding = self._solo is not None or self._tokens is not None
         if decoding and self._sequence.job.id == job_id:
+            sequence = self._sequence
+            if len(sequence.tokens) > sequence.joined_with:
+                # generate_step is one token ahead: the cache holds all that it gave.
+                held = (self._cache, sequence.tokens) if self._solo is None else self._solo.end()
+                self._keeper.keep(sequence, *held)
             self._end()
             return
         for prefill in self._queue:
+            if [each.job.id for each in prefill.sequences] == [job_id]:
+                self._keeper.keep_begun(prefill)
             prefill.remove(job_id)
         self._queue = deque(prefill for prefill in self._queue if prefill.sequences)
 
@@ -132,7 +139,7 @@ class SerialRunner:
     def _start(self, prefill: Prefill) -> None:
         """Decode the first sequence of a prompt whose last token alone is not computed."""
         sequence = prefill.sequences[0]
-        sequence.marks = prefill.marks
+        sequence.marks, sequence.joined_with = prefill.marks, len(sequence.tokens)
         self._cache = prefill.cache
         if len(prefill.sequences) > 1:
             self._cache = copy.deepcopy(self._cache)

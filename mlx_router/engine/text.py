@@ -114,8 +114,13 @@ class TextEngine:
         self._insert(LiveSequence(job))
 
     def abort(self, job_id: int) -> None:
-        if self._live.pop(job_id, None) is not None:
+        if self._live.pop(job_id, None) is None:
+            return
+        try:
             self._running.remove(job_id)
+        except Exception:
+            log.exception("a job of %s could not be dropped by itself", self._card.id)
+            self._recover()
 
     def step(self) -> list[StepResult]:
         failed, self._failed = self._failed, []
@@ -142,6 +147,8 @@ class TextEngine:
 
     def drop_caches(self) -> None:
         self._prefixes.clear()
+        if self._disk is not None:
+            self._disk.drop_writes()
         if self._draft is not None:
             self._draft.clear()
         device.drop_cache()
@@ -216,10 +223,17 @@ class TextEngine:
         self._drafting = Drafting(self._model, self._draft, lookup=options.prompt_lookup)
 
     def _open_disk(self) -> PrefixDisk | None:
-        if self._options.prefix_disk is None or not self._card.fingerprint:
+        card, options = self._card, self._options
+        if options.prefix_disk is None or not card.fingerprint:
             return None
-        parts = (self._card.fingerprint, self._options.kv_bits, device.versions())
-        return PrefixDisk(*self._options.prefix_disk, repr(parts))
+        parts: list[object] = [card.fingerprint, str(card.path.resolve()), options.kv_bits]
+        parts.append(device.versions())
+        if options.adapter_path is not None:
+            parts.append(_files(options.adapter_path, "*"))
+        if options.trust_remote_code:
+            parts.append(_files(card.path, "*.py"))
+        folder, max_bytes = options.prefix_disk
+        return PrefixDisk(folder, max_bytes, repr(parts))
 
     def _try_batching(self, vocab_size: int) -> BatchTrial:
         if self._options.kv_bits is not None:
@@ -292,3 +306,9 @@ class TextEngine:
     def _fail(self, sequence: LiveSequence) -> None:
         message = "The model failed while it computed this answer; the log has the reason."
         self._failed.append(StepResult(job_id=sequence.job.id, token=None, error=message))
+
+
+def _files(folder: Path, pattern: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files of a folder: they tell one content from another."""
+    found = [(path.name, path.stat()) for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return [(name, status.st_size, status.st_mtime_ns) for name, status in found]

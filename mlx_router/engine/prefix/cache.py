@@ -23,6 +23,7 @@ from mlx_router.engine.prefix.layers import (
 
 _SHORTEST = 16  # tokens: less is computed as fast as it is copied
 _MOST_MARKS = 16  # of an entry
+_MOST_ENTRIES = 512  # all are looked at for every prompt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,10 +60,7 @@ class _Entry:
     parts_at: int
     cache: list[Any]
     marks: Marks
-
-    @property
-    def nbytes(self) -> int:
-        return size(self.cache) + _marks_size(self.marks)
+    nbytes: int
 
     def restorable(self, shared: int) -> int:
         """To how many tokens, at most ``shared``, the cache can be cut back."""
@@ -109,6 +107,8 @@ class PrefixCache:
                 continue
             shared = min(_shared(entry.key, key), len(key) - 1)
             fork = max(fork, shared)
+            if shared <= best_tokens:
+                continue
             tokens = entry.restorable(shared)
             if tokens > best_tokens:
                 best, best_tokens = entry, tokens
@@ -128,12 +128,13 @@ class PrefixCache:
 
     def keep(
         self, scope: str, key: Key, cache: list[Any], marks: Marks, parts_at: int | None = None
-    ) -> None:
+    ) -> bool:
         """Keep the cache of all of ``key``. It is no longer the caller's, and the layers of
         ``marks`` are evaluated. ``parts_at``: how much of it another prompt is likely to begin
-        with; None: all of it."""
-        if len(key) < _SHORTEST:
-            return
+        with; None: all of it. False: it is not worth it, or too large."""
+        room = self._max_bytes - size(cache)
+        if len(key) < _SHORTEST or room < 0:
+            return False
         evaluate(cache)
         kept = dict(marks)
         parts_at = len(key) if parts_at is None else parts_at
@@ -145,13 +146,14 @@ class PrefixCache:
             else:
                 entries.append(entry)
         kept = {tokens: layers for tokens, layers in kept.items() if tokens < len(key)}
-        room = self._max_bytes - size(cache)
-        if room < 0:
-            return
+        kept = dict(_thinned(kept, room))
+        nbytes = size(cache) + _marks_size(kept)
         self._entries = entries
-        self._entries.append(_Entry(scope, key, parts_at, cache, _thinned(kept, room)))
-        while self.nbytes > self._max_bytes:
-            del self._entries[0]
+        self._entries.append(_Entry(scope, key, parts_at, cache, kept, nbytes))
+        held = self.nbytes
+        while held > self._max_bytes or len(self._entries) > _MOST_ENTRIES:
+            held -= self._entries.pop(0).nbytes
+        return True
 
     def clear(self) -> None:
         self._entries.clear()

@@ -67,6 +67,7 @@ class PrefixDisk:
         self._fingerprint = fingerprint
         self._index = Index()
         self._listed = Event()
+        self._listed_by = time.monotonic() + _LISTING
         self._wake = Condition()  # guards the two queues and _deadline; never held while computing
         self._reads: deque[_Read] = deque()
         self._writes: deque[_Write] = deque()
@@ -110,7 +111,7 @@ class PrefixDisk:
         memory only, but the first time it waits for the listing of the folder (1 s at most)."""
         if not self.enabled:
             return 0
-        self._listed.wait(_LISTING)
+        self._listed.wait(max(self._listed_by - time.monotonic(), 0.0))
         return self._index.path(root(self._fingerprint, scope), key, limit)[0]
 
     def read(self, scope: str, key: Key, tokens: int) -> Future[list[Any] | None]:
@@ -125,6 +126,11 @@ class PrefixDisk:
                 return result
         result.set_result(None)
         return result
+
+    def drop_writes(self) -> None:
+        """Memory is short: what waits to be written is given up."""
+        with self._wake:
+            self._writes.clear()
 
     def close(self, seconds: float) -> None:
         """Write what waits, for so many seconds at most, and end the thread. Blocks."""
@@ -145,6 +151,9 @@ class PrefixDisk:
             self._index.replace(self._folder.entries())
         except OSError as error:
             self._pause(error)
+        except Exception:
+            log.exception("computed prompts on disk cannot be used")
+            self._paused_until = float("inf")
         finally:
             self._listed.set()
         try:

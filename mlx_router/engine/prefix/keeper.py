@@ -14,7 +14,7 @@ from mlx_router.engine.base import Job
 from mlx_router.engine.prefill import Prefill
 from mlx_router.engine.prefix.cache import NOTHING, Prefix, PrefixCache, text_key
 from mlx_router.engine.prefix.disk import PrefixDisk
-from mlx_router.engine.prefix.layers import Key
+from mlx_router.engine.prefix.layers import Key, evaluate
 from mlx_router.engine.runner import LiveSequence
 
 log = logging.getLogger(__name__)
@@ -65,27 +65,40 @@ class Keeper:
     def keep(self, sequence: LiveSequence, cache: list[Any], generated: Sequence[int]) -> None:
         """Keep the cache of a sequence that has ended; it holds the prompt and ``generated``."""
         if self.enabled:
-            key = self._key(sequence, generated)
-            self._put_by(sequence, key, cache)
-            if self._disk is not None and len(key) >= _WORTH_KEEPING:
-                self._disk.write(sequence.job.cache_scope, key, cache, sequence.marks)
+            self._keep(sequence, cache, generated, len(sequence.job.prompt) + len(generated))
 
     def keep_begun(self, prefill: Prefill) -> None:
         """Keep what is computed of a prompt: others may begin as it does, or it may come again."""
-        if self.enabled and prefill.done >= _WORTH_KEEPING:
+        if self._prefixes.enabled and prefill.done >= _WORTH_KEEPING:
             sequence = prefill.sequences[0]
             sequence.marks = prefill.marks
-            key = self._key(sequence, sequence.tokens)[: prefill.done]
-            self._put_by(sequence, key, copy.deepcopy(prefill.cache))
+            cache = copy.deepcopy(prefill.cache)
+            self._keep(sequence, cache, sequence.tokens, prefill.done, disk=False)
 
-    def _key(self, sequence: LiveSequence, generated: Sequence[int]) -> Key:
-        return np.concatenate([self._prompt_key(sequence.job), text_key(generated)])
-
-    def _put_by(self, sequence: LiveSequence, key: Key, cache: list[Any]) -> None:
+    def _keep(
+        self,
+        sequence: LiveSequence,
+        cache: list[Any],
+        generated: Sequence[int],
+        tokens: int,
+        *,
+        disk: bool = True,
+    ) -> None:
+        """``tokens``: how many ``cache`` holds, of the prompt and what was ``generated``."""
         job = sequence.job
         parts_at = job.boundaries[-1] if job.boundaries else len(job.prompt)
         try:
-            self._prefixes.keep(job.cache_scope, key, cache, sequence.marks, parts_at)
+            key = self._key(sequence, generated)[:tokens]
+            if self._prefixes.enabled:
+                kept = self._prefixes.keep(job.cache_scope, key, cache, sequence.marks, parts_at)
+            else:
+                evaluate(cache)
+                kept = True
+            if disk and kept and self._disk is not None and tokens >= _WORTH_KEEPING:
+                self._disk.write(job.cache_scope, key, cache, sequence.marks)
         except Exception:  # out of memory, say: the answer is there, and the next one costs more
             log.exception("a computed prompt could not be kept")
             self._prefixes.clear()
+
+    def _key(self, sequence: LiveSequence, generated: Sequence[int]) -> Key:
+        return np.concatenate([self._prompt_key(sequence.job), text_key(generated)])

@@ -20,14 +20,14 @@ def cuttable(layer: Any) -> bool:
     if hasattr(layer, "caches"):
         return all(cuttable(part) for part in layer.caches)
     windowed = hasattr(layer, "max_size") or hasattr(layer, "chunk_size")
-    return not windowed and bool(layer.is_trimmable())
+    return not windowed and _trims(layer)
 
 
 def still_cuttable(layer: Any) -> bool:
     """Whether that can be done now: a sliding window has forgotten nothing before it is full."""
     if hasattr(layer, "caches"):
         return all(still_cuttable(part) for part in layer.caches)
-    return bool(layer.is_trimmable()) and not getattr(layer, "start_position", 0)
+    return _trims(layer) and not getattr(layer, "start_position", 0)
 
 
 def mark(cache: list[Any]) -> Layers:
@@ -57,3 +57,8 @@ def evaluate(cache: list[Any]) -> None:
     """Compute what is in a cache. Unevaluated, a layer that was taken from a batch keeps the caches
     of all of it, and cannot leave the thread."""
     mx.eval([layer.state for layer in cache])
+
+
+def _trims(layer: Any) -> bool:
+    # mlx-lm's ConcatenateKVCache says that it can, and only moves its offset.
+    return bool(layer.is_trimmable()) and type(layer).__name__ != "ConcatenateKVCache"

@@ -57,11 +57,10 @@ class State:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """A cache of ``tokens`` tokens as it is now, whatever happens to it afterwards. ``rows`` are
-    the arrays [..., >= tokens, D] of all leaves that can be cut; ``states``: by number of tokens;
-    none if every leaf can be cut."""
+    """A cache as it is now, whatever happens to it afterwards. ``rows`` are the arrays
+    [..., >= its tokens, D] of all leaves that can be cut; ``states``: by number of tokens; none if
+    every leaf can be cut."""
 
-    tokens: int
     layout: list[Any]
     rows: list[mx.array]
     states: dict[int, State]
@@ -112,7 +111,7 @@ def take(layers: list[Any], tokens: int, marks: Mapping[int, Mapping[int, Any]])
         for count, then in {**marks, tokens: whole}.items():
             if 0 < count <= tokens and all(number in then for number in stateful):
                 states[count] = _state([then[number] for number in stateful])
-    return Snapshot(tokens, layout, rows, states)
+    return Snapshot(layout, rows, states)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

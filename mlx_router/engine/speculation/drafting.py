@@ -58,6 +58,7 @@ class Solo:
         self._drafter = drafter
         self._pace = pace
         self._loop: Speculation | None = None
+        self._failed = False
         self._since = self._seen = len(sequence.tokens)
 
     @property
@@ -67,7 +68,7 @@ class Solo:
         for token in self.sequence.tokens[self._seen :]:
             self._drafter.observe(token)
         self._seen = len(self.sequence.tokens)
-        if self._seen == self._since:
+        if self._seen == self._since or self._failed:
             return False
         return self._pace.worth(self._drafter.likely)
 
@@ -110,6 +111,7 @@ class Solo:
         """The cache, and the generated tokens that it holds: all but the last."""
         assert self._loop is not None
         loop, self._loop = self._loop, None
+        self._failed = not loop.drafts
         self._since = self._seen
         return loop.cache, loop.tokens[:-1]
 

@@ -91,6 +91,11 @@ class Speculation:
             return False
         return not self._pace.measured or self._pace.gain(self._drafter.likely) > 1
 
+    @property
+    def drafts(self) -> bool:
+        """Whether its drafter is of use: one that failed is not."""
+        return self._drafter is not None
+
     def step(self) -> list[int]:
         """One forward pass; the tokens that became certain, at least one. ``finish`` says whether
         the last of them ends the sequence, and then there is no further step."""

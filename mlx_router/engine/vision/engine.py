@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from mlx_router.domain import ModelCard
@@ -12,6 +13,8 @@ from mlx_router.engine.text import TextEngine, TextEngineOptions
 from mlx_router.engine.vision.features import FeatureCache
 from mlx_router.engine.vision.model import load_vision_model
 from mlx_router.errors import ModelLoadFailed
+
+log = logging.getLogger(__name__)
 
 
 class VisionEngine(TextEngine):
@@ -60,6 +63,8 @@ class VisionEngine(TextEngine):
                     f"{self._card.id} is a vision model, and these cannot use {name}. Leave it out "
                     "of its config."
                 )
+        if self._options.prompt_lookup:
+            log.info("prompt_lookup is of no use to %s: it is a vision model", self._card.id)
         self._make_cache = self._model.make_cache
 
     def _try_batching(self, vocab_size: int) -> BatchTrial:

@@ -96,6 +96,13 @@ class VisionKeeper(Keeper):
                     layer.deltas = mx.zeros_like(layer.deltas)
         return found
 
+    def keep_begun(self, prefill: Prefill) -> None:
+        """Not in the middle of the images: the cache has the positions of a prompt with all of
+        them, which its key would not say."""
+        media = prefill.sequences[0].job.media
+        if not isinstance(media, ImageInputs) or prefill.done >= media.images_end:
+            super().keep_begun(prefill)
+
 
 class WholePrompt(Prefill):
     """A context that is computed by whoever decodes it."""
