@@ -520,8 +520,8 @@ def test_only_a_server_of_this_machine_is_compared(
 
 
 @pytest.mark.slow
-def test_long_prompts_drafts_and_small_caches_can_be_measured() -> None:
-    groups = ["prefix", "fairness", "speculation", "kv"]
+def test_prompts_that_come_again_and_small_caches_can_be_measured() -> None:
+    groups = ["prefix", "kv"]
     plan = replace(QUICK, shape=TINY, prefix_words=300, system_words=50)
     suite = Suite(plan, "none", Progress())
     suite.run(groups)

@@ -155,6 +155,7 @@ def test_a_reload_leaves_streams_alone_and_a_broken_file_changes_nothing(
             config = {
                 "defaults": {"cache_size": 3, **state},
                 "server": {"log_dir": str(tmp_path / "logs")},
+                "prefix_cache": {"directory": str(tmp_path / "prompts")},
                 "models": {"tiny/llama": {"aliases": ["small"], "max_tokens": 3}},
             }
             (server.folder / "config.json").write_text(json.dumps(config))
