@@ -233,7 +233,7 @@ def test_a_slice_takes_a_quarter_of_a_second_or_four_steps(
     assert few <= chosen <= most
     measured = [tokens / seconds for tokens, seconds in slices if tokens >= few]
     if not measured:
-        assert chosen == most
+        assert chosen == min(128, most)  # nothing was measured yet
         return
     # Never longer than the slowest slice says, nor shorter than the fastest.
     step = max(steps, default=0.0)

@@ -20,6 +20,7 @@ _STEPS_PER_SLICE = 4
 _READ_SECONDS = 2.0
 _READ_RATE = 1000.0  # tokens a second, and the seconds above: more is not waited for
 _WORTH_A_MARK = 128  # tokens
+_FIRST = 128  # tokens of a slice beside streams, before anything was measured
 _FEWEST = 32  # tokens of a slice; less is hardly faster
 
 
@@ -141,17 +142,19 @@ class SliceSize:
         self._step_seconds = 0.0
 
     def tokens(self, *, others_decode: bool) -> int:
-        if not others_decode or self._tokens_per_second is None:
+        if not others_decode:
             return self._most
+        if self._tokens_per_second is None:
+            return min(_FIRST, self._most)
         seconds = max(_SLICE_SECONDS, _STEPS_PER_SLICE * self._step_seconds)
         fitting = int(seconds * self._tokens_per_second)
         return max(min(fitting, self._most), min(_FEWEST, self._most))
 
     def slice_took(self, tokens: int, seconds: float) -> None:
         if tokens >= min(_FEWEST, self._most) and seconds > 0:
-            rate = tokens / seconds
-            before = self._tokens_per_second
-            self._tokens_per_second = rate if before is None else (rate + before) / 2
+            rate, before = tokens / seconds, self._tokens_per_second
+            # Slower at once, faster by and by: the further a prompt is, the longer a token takes.
+            self._tokens_per_second = rate if before is None else min(rate, (rate + before) / 2)
 
     def step_took(self, seconds: float) -> None:
         """A decoding step beside which no prompt was computed."""
