@@ -23,6 +23,7 @@ from mlx_router.engine.runner import LiveSequence
 from mlx_router.engine.serial import SerialRunner
 from tests.engine_support import Driver, tokens
 from tests.models import ARCHITECTURES
+from tests.stepping import Watched
 
 PROMPT = [(7 * i + 11) % 500 for i in range(61)]
 
@@ -44,34 +45,19 @@ def choices(n: int, tokens: int = 12, **sampling: Any) -> list[Job]:
     ]
 
 
-class Computed:
-    """Counts the prompt tokens that a driver's model computes: those that come several at once."""
-
-    def __init__(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.tokens = 0
-        kind = type(driver.engine._model)
-        forward = kind.__call__
-
-        def counted(model: Any, ids: mx.array, *args: Any, **options: Any) -> Any:
-            self.tokens += ids.size if ids.shape[1] > 1 else 0
-            return forward(model, ids, *args, **options)
-
-        monkeypatch.setattr(kind, "__call__", counted)
-
-
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_choices_are_the_same_as_alone_and_the_prompt_is_computed_once(
     drive: Callable[[Path], Driver],
     tiny_models: Path,
     kind: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     driver = drive(tiny_models / "tiny" / kind)
     (alone,) = tokens(driver.run(choices(1))).values()
-    computed = Computed(driver, monkeypatch)
+    model = Watched(driver.engine._model)
     together = tokens(driver.run(choices(4)))
     assert list(together.values()) == [alone] * 4
-    assert computed.tokens == len(PROMPT) - 1
+    # Those of prompts come several at once.
+    assert sum(rows * tokens for rows, tokens in model.passes if tokens > 1) == len(PROMPT) - 1
 
 
 def test_seeds_and_neighbours_do_not_matter(
@@ -163,30 +149,14 @@ def test_a_failed_step_does_not_lose_choices(
     assert tokens(driver.run(choices(3))) == expected
 
 
-class Counting:
-    """A model that counts the tokens which it computes."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.computed = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
-        self.computed += tokens.shape[1]
-        logits: mx.array = self._model(tokens, cache=cache)
-        return logits
-
-
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen3_next"])
 def test_choices_that_are_served_one_by_one_share_their_prompt_too(
     tiny_models: Path, kind: str
 ) -> None:
     model, _ = mlx_lm.load(str(tiny_models / "tiny" / kind))
-    counting = Counting(model)
+    watched = Watched(model)
     runner = SerialRunner(
-        counting,
+        model,
         make_cache=lambda: make_prompt_cache(model),
         prefill_step_size=16,
         keeper=Keeper(PrefixCache(0)),
@@ -206,10 +176,12 @@ def test_choices_that_are_served_one_by_one_share_their_prompt_too(
         return {job_id: list(sequence.tokens) for job_id, sequence in live.items()}
 
     expected = run(choices(1))[1]
-    counting.computed = 0
+    watched.passes.clear()
     assert run(choices(3)) == {1: expected, 2: expected, 3: expected}
     # Each computes the prompt's last token, and one step ahead of its last one.
-    assert counting.computed <= len(PROMPT) - 1 + 3 * (len(expected) + 1)
+    assert sum(rows * tokens for rows, tokens in watched.passes) <= len(PROMPT) - 1 + 3 * (
+        len(expected) + 1
+    )
     assert not runner._queue
     runner.close()
 

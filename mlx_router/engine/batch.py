@@ -16,7 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_router.engine.base import StepResult
 from mlx_router.engine.device import WiredLimit, apply_wired_limit, settle
-from mlx_router.engine.prefill import Prefill, SliceSize
+from mlx_router.engine.prefill import WAITING_SECONDS, Prefill, SliceSize
 from mlx_router.engine.prefix.keeper import Keeper
 from mlx_router.engine.prefix.layers import evaluate
 from mlx_router.engine.runner import LiveSequence
@@ -24,8 +24,6 @@ from mlx_router.engine.sampling import make_sampler
 from mlx_router.engine.speculation.drafting import Drafting, Solo
 
 log = logging.getLogger(__name__)
-
-_READING_SECONDS = 0.02
 
 
 class BatchRunner:
@@ -126,7 +124,7 @@ class BatchRunner:
         ready = [prefill for prefill, read in reads.items() if read is None]
         if not ready:
             if not self._live:  # nothing else to do
-                wait([read for read in reads.values() if read is not None], _READING_SECONDS)
+                wait([read for read in reads.values() if read is not None], WAITING_SECONDS)
             return
         size = self._slices.tokens(others_decode=bool(self._live))
         prefill = self._next_prefill(ready)

@@ -15,6 +15,8 @@ from mlx_router.engine.prefix.cache import NOTHING, Prefix
 from mlx_router.engine.prefix.layers import Layers, cuttable, evaluate, mark
 from mlx_router.engine.runner import LiveSequence
 
+WAITING_SECONDS = 0.02  # that a step with nothing else to do waits for the disk
+
 _SLICE_SECONDS = 0.25
 _STEPS_PER_SLICE = 4
 _READ_SECONDS = 2.0

@@ -13,15 +13,13 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step
 
 from mlx_router.engine.base import StepResult
-from mlx_router.engine.prefill import Prefill
+from mlx_router.engine.prefill import WAITING_SECONDS, Prefill
 from mlx_router.engine.prefix.keeper import Keeper
 from mlx_router.engine.runner import LiveSequence
 from mlx_router.engine.sampling import make_sampler
 from mlx_router.engine.speculation.drafting import Drafting, Solo
 
 log = logging.getLogger(__name__)
-
-_READING_SECONDS = 0.02
 
 
 class SerialRunner:
@@ -86,7 +84,7 @@ class SerialRunner:
             if not prefill.begun:
                 prefill.begin(self._keeper.find(prefill.sequences[0]))
             if (read := prefill.waits_for()) is not None:
-                wait([read], _READING_SECONDS)
+                wait([read], WAITING_SECONDS)
                 return []
             if not prefill.advance(self._prefill_step_size):
                 return []
