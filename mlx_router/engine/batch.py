@@ -63,6 +63,7 @@ class BatchRunner:
         self._prefills: deque[Prefill] = deque()
         self._shortest_is_next = False
         self._put_off = 0  # steps
+        self._joined = 0  # tokens that the generator is to compute in its next step
         self._failed: list[StepResult] = []
         self._live: dict[int, LiveSequence] = {}  # in the generator
         self._uids: dict[int, int] = {}
@@ -179,6 +180,7 @@ class BatchRunner:
     def _join_together(self, first: Prefill, size: int) -> None:
         """The generator pads prompts to the longest of them."""
         joining, longest = [first], first.total
+        size = self._slices.together(size, len(self._prefills), len(self._live))
         for prefill in self._prefills:
             room = self._room - len(self._live) - len(joining)
             if prefill is first or prefill.begun or room <= 0:
@@ -190,6 +192,7 @@ class BatchRunner:
             if prefill.waits_for() is None and self._can_join_at_once(prefill, size):
                 joining.append(prefill)
                 longest = length
+        self._joined = longest * len(joining)
         for prefill in joining:
             self._prefills.remove(prefill)
         for prefill in joining:
@@ -279,8 +282,11 @@ class BatchRunner:
     def _decode(self, *, beside_prefill: bool = False) -> list[StepResult]:
         start = time.perf_counter()
         _, responses = self._generator.next()
+        seconds = time.perf_counter() - start
+        joined, self._joined = self._joined, 0
+        if joined and not responses:  # else it took a step of the others as well
+            self._slices.slice_took(joined, seconds)
         if responses and not beside_prefill:
-            seconds = time.perf_counter() - start
             self._slices.step_took(seconds)
             if len(self._live) == 1:
                 self._drafting.plain_step_took(seconds)

@@ -19,6 +19,7 @@ WAITING_SECONDS = 0.02  # that a step with nothing else to do waits for the disk
 
 _SLICE_SECONDS = 0.25
 _STEPS_PER_SLICE = 4
+_MOST_SHARES = 4  # slices' worth of short prompts computed together
 _READ_SECONDS = 2.0
 _READ_RATE = 1000.0  # tokens a second, and the seconds above: more is not waited for
 _WORTH_A_MARK = 128  # tokens
@@ -151,6 +152,14 @@ class SliceSize:
         seconds = max(_SLICE_SECONDS, _STEPS_PER_SLICE * self._step_seconds)
         fitting = int(seconds * self._tokens_per_second)
         return max(min(fitting, self._most), min(_FEWEST, self._most))
+
+    def together(self, size: int, waiting: int, decoding: int) -> int:
+        """The tokens of short prompts that are computed together, where one alone has ``size``:
+        more, where many wait for few; within a second still."""
+        if decoding == 0 or self._tokens_per_second is None:
+            return size
+        share = min(waiting / decoding, _MOST_SHARES)
+        return max(size, min(int(share * _SLICE_SECONDS * self._tokens_per_second), self._most))
 
     def slice_took(self, tokens: int, seconds: float) -> None:
         if tokens >= min(_FEWEST, self._most) and seconds > 0:
