@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from contextvars import ContextVar, Token
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import TracebackType
+
+from mlx_router.telemetry.recent import recent
 
 LOG_FILE = "mlx_router.log"
 FILE_BYTES = 10_000_000
@@ -56,10 +59,13 @@ class bind_request_id:  # noqa: N801  used like a function
 
 
 def configure_logging(*, debug: bool = False, directory: Path | None = None) -> None:
-    """Log to stderr and, with ``directory``, to ``directory/mlx_router.log``.
+    """Log to stderr, to :data:`~mlx_router.telemetry.recent.recent` and, with ``directory``, to
+    ``directory/mlx_router.log``.
 
     Replaces what an earlier call set up. A directory that cannot be written to costs the file,
     not the start: one warning, and the console goes on. Other libraries log warnings and worse.
+    ``MLX_ROUTER_CONSOLE=warnings`` leaves all else to the file, if there is one: for a service
+    whose console goes to a file that nobody rotates.
     """
     root = logging.getLogger()
     for old in [handler for handler in root.handlers if isinstance(handler, _Ours)]:
@@ -68,7 +74,9 @@ def configure_logging(*, debug: bool = False, directory: Path | None = None) -> 
     root.setLevel(logging.DEBUG if debug else logging.INFO)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    root.addHandler(_ready(ConsoleHandler(), "%H:%M:%S"))
+    console = _ready(ConsoleHandler(), "%H:%M:%S")
+    root.addHandler(console)
+    root.addHandler(_ready(recent, "%H:%M:%S"))
     if directory is None:
         return
     try:
@@ -80,6 +88,9 @@ def configure_logging(*, debug: bool = False, directory: Path | None = None) -> 
             directory,
             error.strerror,
         )
+        return
+    if os.environ.get("MLX_ROUTER_CONSOLE") == "warnings":
+        console.setLevel(logging.WARNING)
 
 
 class _Ours(logging.Handler):

@@ -1,0 +1,97 @@
+# shellcheck shell=bash
+# Removes the service and what install.sh made. The script that sources this sets DEFINITION and
+# defines usage, is_loaded, stop_service and forget_service (called after the definition is gone).
+
+# shellcheck source=helper_tools/service/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+MADE="versions current mlx-router .crashes .crashes.new"
+KEPT="config.json config.json.new logs mlx_router.log mlx_router.error.log"
+
+uninstall_service() {
+  parse_options "$@"
+  resolve_install_dir
+  refuse_foreign_folder
+  if [ ! -f "$DEFINITION" ] && [ ! -d "$INSTALL_DIR" ]; then
+    echo "Nothing to remove: there is no service, and no $INSTALL_DIR."
+    return
+  fi
+  refuse_other_folder
+  say_what
+  [ -n "$DRY_RUN" ] || confirm
+  if is_loaded; then
+    run stop_service
+  fi
+  run rm -f "$DEFINITION"
+  run forget_service
+  remove_files
+  if [ -n "$DRY_RUN" ]; then
+    echo "Nothing was changed."
+  else
+    echo "Done. Models, ~/.local/state/mlx-router and ~/.cache/mlx-router are as they were."
+  fi
+}
+
+parse_options() {
+  YES=""
+  PURGE=""
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      -h | --help)
+        usage
+        exit 0
+        ;;
+      -y | --yes) YES=yes ;;
+      --purge) PURGE=yes ;;
+      --dry-run) DRY_RUN=yes ;;
+      *) usage_error "unknown option '$1'" ;;
+    esac
+    shift
+  done
+}
+
+# The service of one folder must not go with the files of another.
+refuse_other_folder() {
+  [ -f "$DEFINITION" ] && [ -d "$INSTALL_DIR" ] || return 0
+  [ ! -f "$INSTALL_DIR/current/definition" ] && return 0
+  cmp -s "$DEFINITION" "$INSTALL_DIR/current/definition" ||
+    fail "$EXIT_UNFIT" "the service was not installed to $INSTALL_DIR, or $DEFINITION was edited" \
+      "Name its folder, which is in that file: INSTALL_DIR=/some/folder $0"
+}
+
+say_what() {
+  echo "This removes:"
+  [ ! -f "$DEFINITION" ] || echo "  the service $DEFINITION"
+  if [ ! -d "$INSTALL_DIR" ]; then
+    echo "(There is no $INSTALL_DIR; if the folder is another one: INSTALL_DIR=/some/folder $0)"
+  elif [ -n "$PURGE" ]; then
+    echo "  $INSTALL_DIR, with config and logs"
+  else
+    echo "  the program in $INSTALL_DIR; config and logs stay (--purge removes them too)"
+  fi
+}
+
+confirm() {
+  local answer=""
+  [ -z "$YES" ] || return 0
+  printf 'Go on? [y/N] '
+  read -r answer || true
+  case "$answer" in
+    y | Y | yes | Yes | YES) ;;
+    *) fail "$EXIT_FAILED" "not confirmed: nothing was removed" "For scripts: --yes" ;;
+  esac
+}
+
+remove_files() {
+  local name
+  [ -d "$INSTALL_DIR" ] || return 0
+  for name in $MADE; do
+    run rm -rf "${INSTALL_DIR:?}/$name"
+  done
+  [ -n "$PURGE" ] || return 0
+  for name in $KEPT $MARKER; do
+    run rm -rf "${INSTALL_DIR:?}/$name"
+  done
+  run rmdir "$INSTALL_DIR" 2>/dev/null ||
+    echo "$INSTALL_DIR stays: there are files in it that the install did not make."
+}
