@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,33 @@ if TYPE_CHECKING:
 
 
 _ALONE = "TEST_ALONE"  # not MLX_ROUTER_…: those are taken from the environment of each test
+
+# Else each process that a test starts would compile what it imports, for seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Files that take longest come first: else one worker ends alone with one of them.
+_LONGEST = ("test_docs", "test_benchmarks", "test_vision_engine", "test_soak", "test_downloads")
+
+
+def pytest_configure() -> None:
+    """Under ``nohup`` a hang-up is ignored, and whoever is started would inherit that. A handler is
+    not inherited."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _spare_what_is_there() -> None:
+    """Thousands of tests and all that was imported are not looked through whenever a model is
+    closed; a server does the same."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -82,7 +82,7 @@ class ServerProcess:
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self._kill()
             raise AssertionError(f"did not end within {timeout} s\n{self.output()}") from None
 
     def usage(self) -> Usage:
@@ -106,5 +106,10 @@ class ServerProcess:
                     return
             except httpx.TransportError:
                 time.sleep(0.05)
-        self.process.kill()
+        self._kill()
         raise AssertionError(f"not healthy after {START_SECONDS} s\n{self.output()}")
+
+    def _kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()

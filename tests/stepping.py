@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import pytest
 
 from mlx_router.domain import ModelCard, ModelKind
 from mlx_router.engine.base import Job, Sampling, StepResult
@@ -17,15 +15,6 @@ from mlx_router.engine.text import TextEngine, TextEngineOptions
 from tests.test_correctness import OnOneThread
 
 GREEDY = Sampling()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def spare_imports() -> Iterator[None]:
-    """As a server does: else each engine that is closed looks through all that was imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def card_of(folder: Path, fingerprint: str = "") -> ModelCard:

@@ -14,6 +14,7 @@ from socket import create_server
 import psutil
 import pytest
 
+from benchmarks import agent
 from benchmarks.__main__ import parse, plan_of
 from benchmarks.agent import converse
 from benchmarks.client import (
@@ -305,10 +306,16 @@ def test_clients_use_up_what_they_share(canned_connections: int) -> None:
     assert all(one.sent >= 0 for one in asked)
 
 
-@pytest.fixture
-def scripted_server(tmp_path: Path) -> Iterator[HTTPSubject]:
-    env = environment(tmp_path)
-    with our_server(tmp_path, env, "--engine", "scripted", models=tmp_path) as (process, port):
+@pytest.fixture(scope="module")
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scripted")
+
+
+@pytest.fixture(scope="module")
+def scripted_server(server_folder: Path) -> Iterator[HTTPSubject]:
+    env = environment(server_folder)
+    words = ("--engine", "scripted")
+    with our_server(server_folder, env, *words, models=server_folder) as (process, port):
         process.wait_until_healthy(port)
         yield HTTPSubject("scripted", port, {"model": "scripted", "ignore_eos": True})
 
@@ -365,12 +372,12 @@ def test_a_round_in_which_only_the_load_shows_is_no_measurement() -> None:
 
 
 def test_our_server_keeps_everything_in_the_folder_of_the_benchmark(
-    scripted_server: HTTPSubject, tmp_path: Path
+    scripted_server: HTTPSubject, server_folder: Path
 ) -> None:
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["prefix_cache"]["directory"] == str(tmp_path / "prompts")
-    assert config["defaults"]["state_directory"] == str(tmp_path / "state")
-    assert config["server"]["log_dir"] == str(tmp_path / "logs")
+    config = json.loads((server_folder / "config.json").read_text())
+    assert config["prefix_cache"]["directory"] == str(server_folder / "prompts")
+    assert config["defaults"]["state_directory"] == str(server_folder / "state")
+    assert config["server"]["log_dir"] == str(server_folder / "logs")
 
 
 def test_an_agent_sends_everything_again_and_branches(scripted_server: HTTPSubject) -> None:
@@ -519,11 +526,28 @@ def test_only_a_server_of_this_machine_is_compared(
     assert "http://127.0.0.1:8000" in capsys.readouterr().err
 
 
+SHORT = replace(
+    QUICK,
+    shape=TINY,
+    big_shape=TINY,
+    long_rounds=1,
+    swap_rounds=1,
+    big_rounds=1,
+    prefix_words=300,
+    system_words=50,
+    kv_tokens=4,
+)
+
+
 @pytest.mark.slow
-def test_prompts_that_come_again_and_small_caches_can_be_measured() -> None:
+def test_prompts_that_come_again_and_small_caches_can_be_measured(
+    monkeypatch: pytest.MonkeyPatch, scripted_server: HTTPSubject
+) -> None:
+    """The other server is one that runs elsewhere."""
     groups = ["prefix", "kv"]
-    plan = replace(QUICK, shape=TINY, prefix_words=300, system_words=50)
-    suite = Suite(plan, "none", Progress())
+    monkeypatch.setattr(agent, "_TURNS", 3)
+    monkeypatch.setattr(agent, "_BRANCH", 2)
+    suite = Suite(SHORT, "none", Progress(), scripted_server.port)
     suite.run(groups)
     problems = [result.problem for result in suite.results if result.value is None]
     # A load of so small a model varies by more than its prompts take.
@@ -533,7 +557,7 @@ def test_prompts_that_come_again_and_small_caches_can_be_measured() -> None:
 
 @pytest.mark.slow
 def test_swaps_and_loads_can_be_measured() -> None:
-    suite = Suite(QUICK, "none", Progress())
+    suite = Suite(SHORT, "none", Progress())
     suite.run(["swap", "load"])
     assert [result.problem for result in suite.results if result.value is None] == []
     assert {result.group for result in suite.results} == {GROUPS["swap"], GROUPS["load"]}

@@ -62,7 +62,7 @@ class OnOneThread:
 
 
 class Reference:
-    """mlx_lm.generate on the same folder: text and token ids of a greedy answer."""
+    """mlx_lm.stream_generate on the same folder: text and token ids of a greedy answer."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -80,8 +80,7 @@ class Reference:
             enable_thinking=False,
         )
         pieces = list(mlx_lm.stream_generate(model, tokenizer, ids, max_tokens=TOKENS))
-        text = mlx_lm.generate(model, tokenizer, ids, max_tokens=TOKENS)
-        return text, [piece.token for piece in pieces]
+        return "".join(piece.text for piece in pieces), [piece.token for piece in pieces]
 
 
 @pytest.fixture(scope="module")

@@ -55,8 +55,8 @@ def test_forced_calls_are_read_by_their_family(name: str, several: bool) -> None
     wanted = constraint(made_by, prompt)
     assert wanted.tool_format in known_formats()
     called = set()
-    for seed in range(10):
-        text, ended = play(wanted, 150, seed)
+    for seed in range(6):
+        text, ended = play(wanted, 100, seed)
         assert ended
         answer = parse([text], tool_format=wanted.tool_format, tools=prompt.tools)
         assert answer.content == ""

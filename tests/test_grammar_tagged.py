@@ -80,7 +80,7 @@ def test_forced_calls_are_written_in_the_familys_tags(family: str, several: bool
     prompt = ChatPrompt((), tools=tools, tool_choice="required", parallel_tool_calls=several)
     wanted = constraint(compiler(family), prompt)
     assert wanted.tool_format == family
-    for seed in range(8):
+    for seed in range(5):
         text, ended = play(wanted, 300, seed)
         assert ended, text
         answer = parse([text], tool_format=family, tools=tools)

@@ -14,7 +14,7 @@ from mlx_router.errors import ModelLoadFailed
 from tests.context_support import DEMO
 from tests.grammar_support import ids
 from tests.models import make_model
-from tests.stepping import ByHand, card_of, make_job, spare_imports, words  # noqa: F401
+from tests.stepping import ByHand, card_of, make_job, words
 from tests.test_text_engine import make_gemma2
 
 WIDE = {"head_dim": 32}

@@ -9,7 +9,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,42 @@ from tests.models import (
 from tests.server import ServerProcess
 from tests.waiting import until_sync
 
+BREAKS: dict[str, Callable[[Path], Any]] = {
+    "truncated": truncate_shard,
+    "missing": drop_shard,
+    "empty": empty_shard,
+    "html": html_shard,
+    "header": huge_header_shard,
+}
+
 LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def broken_models(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is whole, and others."""
+    models = tmp_path_factory.mktemp("broken") / "models"
+    copy_model(tiny_models / "tiny" / "llama", models / "good")
+    for name, damage in BREAKS.items():
+        damage(copy_model(tiny_models / "tiny" / "sharded", models / name))
+    code = copy_model(tiny_models / "tiny" / "llama", models / "code")
+    add_remote_code(code, models.parent / "canary")
+    bad = copy_model(tiny_models / "tiny" / "llama", models / "bad")
+    config = json.loads((bad / "config.json").read_text())
+    config["num_hidden_layers"] += 1  # weights for a layer are missing
+    (bad / "config.json").write_text(json.dumps(config))
+    return models
+
+
+@pytest.fixture(scope="module")
+def narrow_server(
+    broken_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """It answers one request at a time; two may wait."""
+    config = {"defaults": {"max_batch_size": 1}, "server": {"max_queue": 2}}
+    folder = tmp_path_factory.mktemp("narrow")
+    with ServerProcess(folder, config=config, models=broken_models) as server:
+        yield server
 
 
 def body(model: str = "llama", **fields: Any) -> dict[str, Any]:
@@ -98,13 +133,11 @@ async def test_a_timeout_ends_an_answer_with_what_it_has(tiny_server: ServerProc
     until_sync(lambda: active_requests(tiny_server) == 0, seconds=2.0)
 
 
-async def test_a_full_queue_is_a_429_with_retry_after(tiny_models: Path, tmp_path: Path) -> None:
-    config = {"defaults": {"max_batch_size": 1}, "server": {"max_queue": 2}}
-    with ServerProcess(tmp_path, config=config, models=tiny_models) as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-            responses = await asyncio.gather(
-                *(client.post("/chat/completions", json=body(max_tokens=60)) for _ in range(6))
-            )
+async def test_a_full_queue_is_a_429_with_retry_after(narrow_server: ServerProcess) -> None:
+    async with httpx.AsyncClient(base_url=narrow_server.url, timeout=60) as client:
+        responses = await asyncio.gather(
+            *(client.post("/chat/completions", json=body("good", max_tokens=60)) for _ in range(6))
+        )
     codes = sorted(response.status_code for response in responses)
     assert codes.count(429) >= 3
     assert codes.count(200) >= 2
@@ -121,10 +154,10 @@ async def test_sigterm_lets_answers_finish(tiny_models: Path, tmp_path: Path) ->
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             await client.post("/chat/completions", json=body(max_tokens=1))
             streams = [
-                asyncio.create_task(stream(client, temperature=0, max_tokens=150, ignore_eos=True))
-                for _ in range(8)
+                asyncio.create_task(stream(client, temperature=0, max_tokens=100, ignore_eos=True))
+                for _ in range(4)
             ]
-            await until_active(server, 8)
+            await until_active(server, 4)
             stopped = asyncio.create_task(asyncio.to_thread(server.stop))
             for data in await asyncio.gather(*streams):
                 assert data[-1] == "[DONE]"
@@ -171,58 +204,37 @@ async def test_a_second_signal_stops_at_once(tiny_models: Path, tmp_path: Path) 
 
 # --- broken models --------------------------------------------------------------------------
 
-BREAKS: dict[str, Callable[[Path], Any]] = {
-    "truncated": truncate_shard,
-    "missing": drop_shard,
-    "empty": empty_shard,
-    "html": html_shard,
-    "header": huge_header_shard,
-}
 
-
-def test_a_broken_model_is_named_and_the_rest_serve_on(tiny_models: Path, tmp_path: Path) -> None:
-    models = tmp_path / "models"
-    copy_model(tiny_models / "tiny" / "llama", models / "good")
-    canary = tmp_path / "canary"
-    for name, damage in BREAKS.items():
-        damage(copy_model(tiny_models / "tiny" / "sharded", models / name))
-    add_remote_code(copy_model(tiny_models / "tiny" / "llama", models / "code"), canary)
-    with ServerProcess(tmp_path, models=models) as server:
-        for name in BREAKS:
-            response = httpx.post(
-                f"{server.url}/chat/completions", json=body(name, max_tokens=2), timeout=60
-            )
-            error = response.json()["error"]
-            assert response.status_code == 400, error
-            assert error["code"] == "model_corrupt"
-            assert ".safetensors" in error["message"]
-            assert str(models) not in error["message"]
-        refused = httpx.post(f"{server.url}/chat/completions", json=body("code"), timeout=60)
-        assert refused.status_code == 400
-        assert "trust_remote_code" in refused.json()["error"]["message"]
-        good = httpx.post(
-            f"{server.url}/chat/completions", json=body("good", max_tokens=2), timeout=60
-        )
-        assert good.json()["usage"]["completion_tokens"] == 2
-        assert not canary.exists()
+def test_a_broken_model_is_named_and_the_rest_serve_on(
+    narrow_server: ServerProcess, broken_models: Path
+) -> None:
+    for name in BREAKS:
+        error = refusal(narrow_server, body(name, max_tokens=2))
+        assert error["code"] == "model_corrupt"
+        assert ".safetensors" in error["message"]
+        assert str(broken_models) not in error["message"]
+    assert "trust_remote_code" in refusal(narrow_server, body("code"))["message"]
+    assert_good(narrow_server)
+    assert not (broken_models.parent / "canary").exists()
 
 
 def test_a_model_that_breaks_under_the_server_is_reported_and_the_rest_serve_on(
-    tiny_models: Path, tmp_path: Path
+    narrow_server: ServerProcess,
 ) -> None:
     """The headers look right, and the load fails all the same."""
-    models = tmp_path / "models"
-    copy_model(tiny_models / "tiny" / "llama", models / "good")
-    bad = copy_model(tiny_models / "tiny" / "llama", models / "bad")
-    config = json.loads((bad / "config.json").read_text())
-    config["num_hidden_layers"] += 1  # weights for a layer are missing
-    (bad / "config.json").write_text(json.dumps(config))
-    with ServerProcess(tmp_path, models=models) as server:
-        for _ in range(2):
-            response = httpx.post(f"{server.url}/chat/completions", json=body("bad"), timeout=60)
-            assert response.status_code == 400
-            assert response.json()["error"]["code"] == "model_corrupt"
-            good = httpx.post(
-                f"{server.url}/chat/completions", json=body("good", max_tokens=2), timeout=60
-            )
-            assert good.status_code == 200
+    for _ in range(2):
+        assert refusal(narrow_server, body("bad"))["code"] == "model_corrupt"
+        assert_good(narrow_server)
+
+
+def refusal(server: ServerProcess, request: dict[str, Any]) -> dict[str, Any]:
+    response = httpx.post(f"{server.url}/chat/completions", json=request, timeout=60)
+    assert response.status_code == 400, response.text
+    error: dict[str, Any] = response.json()["error"]
+    return error
+
+
+def assert_good(server: ServerProcess) -> None:
+    request = body("good", max_tokens=2)
+    answer = httpx.post(f"{server.url}/chat/completions", json=request, timeout=60)
+    assert answer.json()["usage"]["completion_tokens"] == 2

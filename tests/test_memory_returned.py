@@ -18,8 +18,9 @@ import pytest
 from mlx_router import MLXModelManager, Settings
 from tests.models import make_model
 from tests.server import ServerProcess, Usage
+from tests.soak import SCALE, times
 
-SWAPS = 100
+SWAPS = times(32)
 MB = 10**6
 
 
@@ -37,21 +38,21 @@ def large_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def make_large(folder: Path) -> None:
     """A small mixture of experts whose experts are there many times, and are wide."""
     make_model("qwen3_next", folder, changes={"moe_intermediate_size": 512})
-    times = 96
+    copies = 96
     file, config_file = folder / "model.safetensors", folder / "config.json"
     weights = cast("dict[str, mx.array]", mx.load(str(file)))
     for name, value in weights.items():
         if "switch_mlp" in name or "mlp.gate." in name:
-            weights[name] = mx.concatenate([value] * times)
+            weights[name] = mx.concatenate([value] * copies)
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
     config = json.loads(config_file.read_text())
-    config_file.write_text(json.dumps({**config, "num_experts": config["num_experts"] * times}))
+    config_file.write_text(json.dumps({**config, "num_experts": config["num_experts"] * copies}))
     assert 280 * MB < file.stat().st_size < 320 * MB
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_hundred_swaps_leave_the_process_as_it_was(large_models: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(600 * SCALE)
+def test_many_swaps_leave_the_process_as_it_was(large_models: Path, tmp_path: Path) -> None:
     """Two models take turns in one place, by every request."""
     config = {"defaults": {"cache_size": 1, "warmup_tokens": 0}}
     after: list[Usage] = []

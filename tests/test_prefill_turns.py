@@ -19,7 +19,7 @@ from mlx_router.engine.base import Job, Sampling
 from mlx_router.engine.grammar.compiler import Compiler
 from mlx_router.engine.grammar.mask import GrammarConstraint
 from mlx_router.engine.prefill import SliceSize
-from tests.stepping import ByHand, make_job, spare_imports, words  # noqa: F401
+from tests.stepping import ByHand, make_job, words
 from tests.test_text_engine import FailingRunner
 from tests.waiting import until_sync
 
@@ -252,6 +252,42 @@ def test_a_steady_slice_is_as_long_as_it_should_be(rate: float, step: float) -> 
     size.step_took(step)
     wanted = max(0.25, 4 * step) * rate
     assert size.tokens(others_decode=True) == pytest.approx(max(wanted, 32), abs=1.01, rel=1e-6)
+
+
+@given(waiting=st.integers(1, 500), decoding=st.integers(0, 500), rate=st.floats(200, 1e5))
+def test_short_prompts_are_computed_together_for_up_to_a_second_where_many_wait_for_few(
+    waiting: int, decoding: int, rate: float
+) -> None:
+    size = SliceSize(10**9)
+    size.slice_took(10_000, 10_000 / rate)
+    alone = size.tokens(others_decode=decoding > 0)
+    together = size.together(alone, waiting, decoding)
+    assert together >= alone
+    if decoding:
+        assert together <= rate + 1
+        if waiting <= decoding:
+            assert together == alone
+        if waiting >= 4 * decoding:
+            assert together == pytest.approx(rate, abs=1)
+
+
+def test_prompts_that_come_just_after_the_first_are_computed_a_few_at_a_time_not_one_by_one(
+    start: Callable[..., ByHand], expected: Callable[[Job], list[int | None]]
+) -> None:
+    """How fast prompts are computed is known from the first one, which was alone."""
+    engine = start(prefill_step_size=2048)
+    jobs = [make_job(number, words(40, start=number), 60) for number in range(24)]
+    engine.add(jobs[0])
+    results = [*engine.step()]  # nothing else was known of the model's speed
+    engine.add(*jobs[1:])
+    engine.model.passes.clear()
+    while engine.engine.busy:
+        results += engine.step()
+    prompts = [rows for rows, tokens in engine.model.passes if tokens > 1]
+    assert sum(prompts) == len(jobs) - 1
+    assert max(prompts) >= 4
+    for job in jobs:
+        assert [r.token for r in results if r.job_id == job.id] == expected(job)
 
 
 # --- aborts -----------------------------------------------------------------------------------

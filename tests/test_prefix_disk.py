@@ -98,7 +98,7 @@ def test_a_prompt_is_kept_while_models_generate(
 ) -> None:
     """Neither what they say nor what is kept depends on it."""
     kinds = ("qwen3", "gemma3_text", "falcon_h1")
-    answers = {kind: tiny(kind).go_on(None, PROMPT + MORE, 40) for kind in kinds}
+    answers = {kind: tiny(kind).go_on(None, PROMPT + MORE, 20) for kind in kinds}
     failed: list[BaseException] = []
 
     def serve(kind: str) -> None:
@@ -106,17 +106,17 @@ def test_a_prompt_is_kept_while_models_generate(
         try:
             model = tiny(kind)
             with opened(tmp_path, fingerprint=kind) as disk:
-                for turn in range(4):
+                for turn in range(3):
                     tokens = longest(disk, PROMPT, 699)
                     found = read(disk, PROMPT, tokens) if tokens else None
                     assert turn == 0 or found is not None
                     cache, marks = model.prefill(PROMPT, [512])
                     disk.write("", text_key(PROMPT), cache, marks)
                     # Goes on in the same cache, in place, while it is written.
-                    assert model.go_on(cache, MORE, 40) == answers[kind]
+                    assert model.go_on(cache, MORE, 20) == answers[kind]
                     settled(disk, PROMPT, 512)
                     if found is not None:
-                        assert model.go_on(found, PROMPT[tokens:] + MORE, 40) == answers[kind]
+                        assert model.go_on(found, PROMPT[tokens:] + MORE, 20) == answers[kind]
         except BaseException as error:
             failed.append(error)
         finally:

@@ -24,7 +24,7 @@ from mlx_router.engine.prefix.cache import PrefixCache
 from mlx_router.engine.prefix.disk import PrefixDisk
 from mlx_router.engine.prefix.files import Folder
 from tests.server import ServerProcess
-from tests.stepping import ByHand, make_job, spare_imports, words  # noqa: F401
+from tests.stepping import ByHand, make_job, words
 from tests.test_text_engine import FailingRunner, make_gemma2
 from tests.waiting import until_sync
 

@@ -112,9 +112,10 @@ def test_the_same_prompt_again_is_hardly_computed(
     messages = [SYSTEM, question(1)]
     first, usage = ask(manager, kind, messages)
     assert usage.cached_tokens == 0
+    assert first == ask(plain, kind, messages)[0]
     for _ in range(3):
         again, usage = ask(manager, kind, messages)
-        assert again == first == ask(plain, kind, messages)[0]
+        assert again == first
         assert usage.cached_tokens > 0.95 * usage.prompt_tokens
 
 
@@ -122,7 +123,7 @@ def test_the_same_prompt_again_is_hardly_computed(
 def test_conversations_at_once_share_what_they_begin_with_and_keep_their_answers(
     manager: MLXModelManager, plain: MLXModelManager, kind: str
 ) -> None:
-    chats = [[SYSTEM, question(number, "Say it.")] for number in range(6)]
+    chats = [[SYSTEM, question(number, "Say it.")] for number in range(4)]
     expected = [ask(plain, kind, chat)[0] for chat in chats]
     with ThreadPoolExecutor(len(chats)) as pool:
         for _ in range(2):

@@ -397,7 +397,7 @@ def test_a_load_that_runs_out_of_memory_gives_it_back_and_costs_no_other(
             raise RuntimeError("[malloc_or_wait] Unable to allocate 999999 bytes.")
 
     held: list[int] = []
-    ask: dict[str, Any] = {"model": "small", "max_tokens": 200, "temperature": 0}
+    ask: dict[str, Any] = {"model": "small", "max_tokens": 100, "temperature": 0}
     with MLXModelManager(model_directory=tmp_path) as manager:
         alone = manager.chat("ba be bi", **ask).content
         gc.collect()

@@ -18,12 +18,13 @@ import pytest
 from tests.embedding_models import make_embedding_model
 from tests.models import make_model
 from tests.server import ServerProcess, Usage
+from tests.soak import SCALE, times
 from tests.test_lifecycle import active_requests, events
 from tests.waiting import until_sync
 
-SETTLING_SECONDS, SECONDS = 12.0, 28.0
+SETTLING_SECONDS, SECONDS = 8.0, 12.0 * SCALE
 CLIENTS = 8
-DISCONNECTS = 1000
+DISCONNECTS = times(400)
 
 TEXT_MODELS = ("llama", "qwen3")
 PROMPTS = ("Hello", "What is the capital of Norway?", "Count from one to nine.")
@@ -224,7 +225,7 @@ async def client(server: ServerProcess) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 * SCALE)
 async def test_mixed_traffic_with_many_swaps_is_answered_and_leaves_no_trace(
     server: ServerProcess, client: httpx.AsyncClient
 ) -> None:
@@ -240,16 +241,16 @@ async def test_mixed_traffic_with_many_swaps_is_answered_and_leaves_no_trace(
     series = await watching
     assert_idle(server)
     assert_level(series)
-    assert server.output().count("unloaded ") - swaps >= 20
+    assert server.output().count("unloaded ") - swaps >= 10
     for kind in ("whole", "stream", "leave_a_stream", "call", "structured", "embed"):
-        assert traffic.seen[f"{kind} 200"] >= 10, traffic.seen
-    assert traffic.seen["leave_early 0"] >= 10, traffic.seen
+        assert traffic.seen[f"{kind} 200"] >= 5, traffic.seen
+    assert traffic.seen["leave_early 0"] >= 5, traffic.seen
     assert "Traceback" not in server.output()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_a_thousand_random_disconnects_leave_nothing_behind(
+@pytest.mark.timeout(600 * SCALE)
+async def test_hundreds_of_random_disconnects_leave_nothing_behind(
     server: ServerProcess, client: httpx.AsyncClient
 ) -> None:
     traffic = Traffic(client)

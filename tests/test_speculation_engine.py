@@ -23,7 +23,7 @@ from tests.embedding_models import make_embedding_model
 from tests.models import copy_model, make_model
 from tests.server import ServerProcess
 from tests.speculation_support import plain
-from tests.stepping import ByHand, card_of, make_job, spare_imports, words  # noqa: F401
+from tests.stepping import ByHand, card_of, make_job, words
 from tests.test_text_engine import make_gemma2
 
 PROMPT = words(40)

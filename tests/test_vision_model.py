@@ -18,10 +18,10 @@ import pytest
 from fpdf import FPDF
 from PIL import Image, ImageDraw
 
+from tests.documents import ROOT
 from tests.media_support import data_uri, encoded, gradient
 from tests.models import make_model
 from tests.server import ServerProcess
-from tests.test_docs import ROOT
 from tests.vision_models import change_processor, make_vision_model
 
 MODEL = "mlx-community/Qwen3-VL-4B-Instruct-4bit"  # as the documents name it

@@ -105,12 +105,12 @@ def test_an_answer_never_depends_on_what_was_computed_before(
     sight = vision_sights(kind)
     sight.prefixes()
     order = list(CHATS)
-    for seed in range(3):
+    for seed in range(2):
         for name in order:
             job = sight.job(*CHATS[name])
             assert sight.run(job) == [sight.expected(*CHATS[name])], (name, order)
         random.Random(seed).shuffle(order)
-        if seed == 1:
+        if seed == 0:
             sight.on_thread(sight.engine.drop_caches)
     jobs = [sight.job(*CHATS[name]) for name in order]
     assert sight.run(*jobs) == [sight.expected(*CHATS[name]) for name in order]
@@ -141,7 +141,7 @@ def test_another_image_with_the_same_tokens_is_another_prompt(
         assert cached < shared + TOKENS
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
 def test_as_much_is_reused_as_two_prompts_share(
     kind: str, vision_sights: Callable[[str], Sight]
 ) -> None:
@@ -175,7 +175,7 @@ def test_as_much_is_reused_as_two_prompts_share(
         assert reused == common > 16, (before, after)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "idefics3"])
 def test_a_prompt_goes_on_from_the_middle_of_an_image(
     kind: str, vision_sights: Callable[[str], Sight]
 ) -> None:
@@ -185,7 +185,7 @@ def test_a_prompt_goes_on_from_the_middle_of_an_image(
     media: Any = sight.encode(*chat).media
     prefixes = sight.engine._prefixes
     seen = np.flatnonzero(media.key < 0)
-    for tokens_kept in range(int(seen[0]), int(seen[-1]) + 3, 3):
+    for tokens_kept in range(int(seen[0]), int(seen[-1]) + 3, 5):
         sight.on_thread(sight.engine.drop_caches)
         sight.prefixes()
         sight.run(sight.job(*chat))
@@ -237,7 +237,7 @@ def test_prompts_are_recomputed_from_what_is_kept_after_a_fault(sight: Sight) ->
     sight.prefixes()
     names = ("the next turn", "two images", "no image")
     sight.cached(*CHATS["an image"])
-    for number in range(1, 24, 2):
+    for number in range(1, 24, 3):
         sight.engine._runner = FailingRunner(sight.engine._runner, {number})
         jobs = [sight.job(*CHATS[name]) for name in names]
         assert sight.run(*jobs) == [sight.expected(*CHATS[name]) for name in names], number

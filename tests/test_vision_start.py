@@ -259,53 +259,66 @@ def put_canary(folder: Path, *files: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", AUTO_CLASSES)
-def test_a_server_never_runs_code_of_a_model_that_is_not_trusted(file: str, tmp_path: Path) -> None:
-    folder = make_vision_model("gemma3", tmp_path / "models" / "gemma3")
-    sign = put_canary(folder, file)
-    with ServerProcess(tmp_path, models=tmp_path / "models") as server:
-        for content in (["Hello"], ["Hello", IMAGE]):
-            error = refusal(ask(server, "gemma3", *content))
-            assert f"(auto_map in {file})" in error["message"]
-            assert "trust_remote_code" in error["message"]
-    assert not sign.exists()
+def test_a_server_never_runs_code_of_a_model_that_is_not_trusted(
+    tmp_path: Path, models: Path
+) -> None:
+    folder = tmp_path / "models"
+    signs = []
+    for file in AUTO_CLASSES:
+        shutil.copytree(models / "gemma3", folder / Path(file).stem)
+        signs.append(put_canary(folder / Path(file).stem, file))
+    with ServerProcess(tmp_path, models=folder) as server:
+        for file in AUTO_CLASSES:
+            for content in (["Hello"], ["Hello", IMAGE]):
+                error = refusal(ask(server, Path(file).stem, *content))
+                assert f"(auto_map in {file})" in error["message"]
+                assert "trust_remote_code" in error["message"]
+    assert not any(sign.exists() for sign in signs)
 
 
-MAKE_CODEC = """
-import sys
+# Loads codec and model of folders, untrusted and trusted; says whether they were whole.
+MAKE_CODECS = """
+import json, sys
 from pathlib import Path
 from mlx_router.domain import ModelCard, ModelKind
 from mlx_router.engine.vision.codec import VisionCodec
 from mlx_router.engine.vision.model import load_vision_model
-card = ModelCard("org/model", Path(sys.argv[1]), ModelKind.VISION, sys.argv[2])
-trusted = sys.argv[3] == "trusted"
-codec = VisionCodec(card, trust_remote_code=trusted)
-load_vision_model(card, trust_remote_code=trusted)
-sys.exit(codec._problem)
+found = {}
+for folder in map(Path, sys.argv[2:]):
+    card = ModelCard("org/" + folder.name, folder, ModelKind.VISION, folder.name)
+    trusted = sys.argv[1] == "trusted"
+    try:
+        codec = VisionCodec(card, trust_remote_code=trusted)
+        load_vision_model(card, trust_remote_code=trusted)
+        found[folder.name] = codec._problem
+    except Exception as error:
+        found[folder.name] = repr(error)
+print(json.dumps(found))
 """
 
 
-def load_in_a_process(folder: Path, kind: str, trust: str) -> int:
-    """Codec and model; the exit code, which is 0 if they are whole."""
+def load_in_a_process(folders: list[Path], trust: str) -> dict[str, str | None]:
+    """Codecs and models; what is wrong with each, or None."""
     done = subprocess.run(
-        [sys.executable, "-c", MAKE_CODEC, str(folder), kind, trust],
+        [sys.executable, "-c", MAKE_CODECS, trust, *map(str, folders)],
         timeout=100,
         capture_output=True,
-        env={**os.environ, "HF_HOME": str(folder.parent / "hf")},
+        env={**os.environ, "HF_HOME": str(folders[0].parent / "hf")},
     )
-    return done.returncode
+    found: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["qwen2_vl", "gemma3", "idefics3"])
-def test_the_loaders_of_mlx_vlm_run_no_code_either(kind: str, tmp_path: Path) -> None:
+def test_the_loaders_of_mlx_vlm_run_no_code_either(tmp_path: Path) -> None:
     """Past the catalog, which refuses such a model: its files may change after it looked."""
-    folder = make_vision_model(kind, tmp_path / kind)
-    sign = put_canary(folder, *AUTO_CLASSES)
-    assert load_in_a_process(folder, kind, "not trusted") == 0
-    assert not sign.exists()
-    load_in_a_process(folder, kind, "trusted")
-    assert sign.exists()  # so the canary sings where it may
+    kinds = ("qwen2_vl", "gemma3", "idefics3")
+    folders = [make_vision_model(kind, tmp_path / kind) for kind in kinds]
+    signs = [put_canary(folder, *AUTO_CLASSES) for folder in folders]
+    assert load_in_a_process(folders, "not trusted") == dict.fromkeys(kinds)
+    assert not any(sign.exists() for sign in signs)
+    load_in_a_process(folders, "trusted")
+    assert all(sign.exists() for sign in signs)  # so the canary sings where it may
 
 
 # --- text for a model that sees -------------------------------------------------------------
