@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mlx_router.version import __version__
 
 if TYPE_CHECKING:
+    from mlx_router.client import async_openai_client, openai_client
     from mlx_router.config import Settings, load_settings
     from mlx_router.domain import (
         Completed,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MLXModelManager",
+    "openai_client",
+    "async_openai_client",
     "ChatResult",
     "ChatOptions",
     "Embeddings",
@@ -73,6 +76,8 @@ __all__ = [
 
 _HOMES = {
     "MLXModelManager": "runtime.manager",
+    "openai_client": "client",
+    "async_openai_client": "client",
     "ChatResult": "runtime.chat",
     "ChatOptions": "runtime.chat",
     "Embeddings": "runtime.embedding",

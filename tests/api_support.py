@@ -40,6 +40,7 @@ from mlx_router.memory.policy import MemoryPolicy, TokenLimits
 from mlx_router.memory.probe import MemorySnapshot
 from mlx_router.runtime.embedding import EmbeddingRequest, Embeddings
 from mlx_router.runtime.status import LoadedInfo, ModelInfo, RouterStatus
+from mlx_router.telemetry.activity import Activity
 
 GB = 2**30
 MODEL = "org/tiny-model"
@@ -122,6 +123,7 @@ class FakeManager:
         self.embedded: list[EmbeddingRequest] = []
         self.infos = [info(MODEL), info("org/other", state=ModelState.READY)]
         self.pressure = Pressure.NORMAL
+        self.activity = Activity()
         self.life: list[str] = []
         self.open = 0
 
@@ -180,6 +182,17 @@ class FakeManager:
             recommended_model=MODEL,
             can_load_models=[MODEL],
         )
+
+    async def aload(self, model: str) -> ModelInfo:
+        self.life.append(f"load {model}")
+        return self.model(model)
+
+    async def aunload(self, model: str) -> None:
+        self.life.append(f"unload {self.model(model).card.id}")
+
+    async def apin(self, model: str, pinned: bool = True) -> ModelInfo:
+        self.life.append(f"{'pin' if pinned else 'unpin'} {model}")
+        return self.model(model)
 
     async def areload(self) -> list[Change]:
         return []

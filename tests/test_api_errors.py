@@ -116,7 +116,15 @@ async def test_openapi_describes_every_public_route() -> None:
         "/v1/models/{model}",
         "/health",
         "/v1/health",
+        "/metrics",
+        "/hub/status",
+        "/hub/logs",
+        "/hub/events",
+        "/admin/models/load",
+        "/admin/models/unload",
+        "/admin/models/pin",
         "/admin/reload",
+        "/admin/shutdown",
     }
     operation = schema["paths"]["/v1/chat/completions"]["post"]
     reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]

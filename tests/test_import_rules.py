@@ -40,9 +40,11 @@ MAY_IMPORT = {
         "engine",
         "downloads",
         "media",
+        "telemetry",
     },
     "api": {"runtime", "config", "telemetry", "memory"},
     "bench": {"runtime", "config"},
+    "client": {"api", "runtime"},
 }
 EVERYWHERE = {"domain", "errors", "version"}
 
@@ -56,14 +58,19 @@ ONLY_IN = {
     "numpy": {"engine"},
     "fastapi": {"api", "cli"},
     "fastapi_offline": {"api"},
-    "starlette": {"api", "cli"},
+    "starlette": {"api", "cli", "client"},
     "uvicorn": {"api", "cli"},
     "psutil": {"memory"},
+    "prometheus_client": {"api"},
     "jinja2": {"prompt"},
     "rich": {"cli"},
+    "shtab": {"cli"},
+    "packaging": {"cli"},
+    "yaml": {"config"},
     "huggingface_hub": {"downloads"},
     "PIL": {"media", "engine"},
     "httpcore": {"media", "bench"},
+    "openai": {"client"},
     "pdf2image": {"media"},
     "pypdfium2": {"media"},
 }

@@ -12,15 +12,19 @@ from pydantic import BaseModel
 from mlx_router.domain import (
     ChatPrompt,
     ContentPart,
+    FinishReason,
     GenerationRequest,
     ImagePart,
+    Message,
     NamedTool,
     ResponseFormat,
     TextPart,
     Tool,
+    ToolCall,
+    Usage,
 )
 from mlx_router.errors import InvalidRequest
-from mlx_router.runtime.chat import make_request
+from mlx_router.runtime.chat import ChatResult, make_request
 from mlx_router.runtime.limits import check_request
 
 WEATHER = {"type": "function", "function": {"name": "get_weather", "strict": True}}
@@ -62,6 +66,16 @@ def test_tools_and_choices() -> None:
     assert made.tool_choice == NamedTool("get_weather")
     assert not made.parallel_tool_calls
     assert made.restricts_answer
+
+
+def test_an_answer_is_the_next_message_of_its_chat() -> None:
+    calls = (ToolCall("call_1", "get_weather", "{}"),)
+    answer = ChatResult("demo", "", "Hm.", calls, FinishReason.TOOL_CALLS, Usage(), ())
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}
+    made = make_request([{"role": "user", "content": "Hi"}, answer.message, result], None).prompt
+    assert isinstance(made, ChatPrompt)
+    assert made.messages[1] == Message("assistant", None, tool_calls=calls, reasoning="Hm.")
+    assert made.messages[2] == Message("tool", "sunny", tool_call_id="call_1")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 
 from mlx_router import MLXModelManager, Settings
 from mlx_router.api.app import create_app
-from mlx_router.api.routers.health import _STATUS
+from mlx_router.api.status import STATUS
 from mlx_router.domain import GIB, ModelCard, ModelKind, Pressure
 from mlx_router.memory import FakeProbe, MemoryPolicy, MemorySnapshot, ResourceMonitor, TokenLimits
 from mlx_router.memory.policy import (
@@ -110,7 +110,7 @@ def levels(_: str) -> str:
             if level in THRESHOLD_SHARES
             else "all else",
             f"above {swap[level]}" if level in swap else "all else" * (level is Pressure.NORMAL),
-            f"`{_STATUS[level]}`",
+            f"`{STATUS[level]}`",
         ]
         for level in Pressure
     ]

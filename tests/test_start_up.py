@@ -76,8 +76,10 @@ def test_a_server_answers_before_anything_of_models_is_imported(tmp_path: Path) 
         modules = imported(process)
     finally:
         process.kill()
+        process.wait()
     assert "fastapi" in modules
     assert not modules & OF_MODELS
+    assert "prometheus_client" not in modules  # before the first scrape
     assert len(modules) < 800
 
 

@@ -12,7 +12,17 @@ from mlx_router.api.docs import install_docs
 from mlx_router.api.errors import install_error_handlers
 from mlx_router.api.guard import Guard
 from mlx_router.api.openapi import install_openapi
-from mlx_router.api.routers import admin, chat, completions, embeddings, health, models, tokens
+from mlx_router.api.routers import (
+    admin,
+    chat,
+    completions,
+    embeddings,
+    health,
+    hub,
+    metrics,
+    models,
+    tokens,
+)
 from mlx_router.api.service import RouterService
 from mlx_router.api.stream import offer_abort
 from mlx_router.config.settings import Settings
@@ -30,6 +40,7 @@ _TAGS = [
     {"name": "tokens", "description": "Text to token ids and back."},
     {"name": "models", "description": "Which models there are."},
     {"name": "health", "description": "How the server is doing."},
+    {"name": "hub", "description": "What the status page shows; the page is at /hub/."},
     {"name": "admin", "description": "From this machine, or with an API key."},
 ]
 
@@ -74,7 +85,9 @@ def create_app(manager: RouterService, settings: Settings) -> FastAPI:
         app.include_router(module.router, prefix="/v1")
         app.include_router(module.router, include_in_schema=False)
     app.include_router(health.router)
+    app.include_router(hub.router)
     app.include_router(admin.router)
+    app.include_router(metrics.router)
     install_docs(app)
     install_openapi(app)
     return app

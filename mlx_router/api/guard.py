@@ -46,7 +46,10 @@ MAX_HEADER_BYTES = 32 * 1024
 CLIENT_CLOSED = 499  # nginx's number for a client that left before the answer
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN_PATHS = frozenset({"/health"})  # answered without a key
+# Answered without a key: no secret is in the pages, and a browser sends none with a link.
+_OPEN_PATHS = frozenset({"/health", "/hub", "/hub/"})
+_WATCHED = ("/hub", "/metrics", "/health", "/v1/health")
+_OPEN_FOLDER = "/hub/assets/"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _EXPOSED = b"x-request-id, x-mlx-router-model, x-mlx-router-max-tokens, x-mlx-router-clamped, " + (
     b"x-mlx-router-memory-pressure, x-mlx-router-summarized, x-mlx-router-notice, "
@@ -118,12 +121,16 @@ class Guard:
             raise HeadersTooLarge(f"The headers are larger than {MAX_HEADER_BYTES} bytes.")
         host = self._check_host(scope, policy)
         client = scope.get("client")  # None on a unix socket
+        near = client is None or is_loopback(client[0])
+        near = near and _controls(scope, host, policy)
+        scope["mlx_router.control"] = bool(policy.keys) or near  # a key is checked for later
         if client is not None and not policy.keys:
             if not is_private(client[0]):
                 raise PermissionDenied(_NO_KEY_FROM_AFAR)
-            if _is_control(scope) and not is_loopback(client[0]):
+            if _is_control(scope) and not near:
                 raise PermissionDenied(
-                    "Without server.api_keys, this server is controlled from its own machine only."
+                    "Without server.api_keys, this server is controlled from its own machine only, "
+                    "and by pages of other origins only if server.cors_origins names them."
                 )
         return host
 
@@ -199,7 +206,7 @@ class _Exchange:
     def _check_key(self, headers: dict[bytes, bytes]) -> None:
         scope, policy = self.scope, self.policy
         scope["mlx_router.trusted"] = True
-        if not policy.keys:
+        if not policy.keys or scope.get("mlx_router.in_process"):  # no header can say the latter
             return
         scheme, _, token = headers.get(b"authorization", b"").strip().partition(b" ")
         given = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
@@ -208,7 +215,8 @@ class _Exchange:
         if name is not None:
             return
         scope["mlx_router.trusted"] = False
-        if scope["path"] not in _OPEN_PATHS:
+        path: str = scope["path"]
+        if path not in _OPEN_PATHS and not path.startswith(_OPEN_FOLDER):
             raise AuthenticationFailed(
                 "Incorrect API key provided."
                 if given
@@ -255,7 +263,10 @@ class _Exchange:
     def _log(self, seconds: float) -> None:
         left = self.scope.get("mlx_router.client_left")
         key = self.scope.get("mlx_router.key_name")
-        access.info(
+        # A page or a monitor that looks every second would leave nothing else to see.
+        watches = self._status == 200 and self.scope["path"].startswith(_WATCHED)
+        access.log(
+            logging.DEBUG if watches else logging.INFO,
             "%s %s %d %.1f ms%s%s",
             self.scope["method"][:16],
             self.scope["path"][:200],
@@ -276,10 +287,19 @@ def _identify(scope: Scope) -> str:
 
 
 def _is_control(scope: Scope) -> bool:
-    """Whether the request would change the server itself, not just ask a model."""
+    """Whether the request would change the server itself, or read its log, and not just ask."""
     path: str = scope["path"]
-    return path.startswith("/admin") or (
+    return path.startswith(("/admin", "/hub/logs")) or (
         path.startswith("/hub") and scope["method"] not in _SAFE_METHODS
+    )
+
+
+def _controls(scope: Scope, host: HostHeader, policy: _Policy) -> bool:
+    """Whether what sent the request is no web page, or one that was let in by name: a user who
+    opens the API to all pages has not handed them the server as well."""
+    origins = [value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"]
+    return all(
+        origin.lower() in policy.origins or origin_is_host(origin, host) for origin in origins
     )
 
 

@@ -13,6 +13,7 @@ from mlx_router.config.settings import Settings
 from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard, Prompt
 from mlx_router.runtime.embedding import EmbeddingRequest, Embeddings
 from mlx_router.runtime.status import ModelInfo, RouterStatus
+from mlx_router.telemetry.activity import Activity
 
 
 class RouterService(Protocol):
@@ -41,6 +42,15 @@ class RouterService(Protocol):
 
     def status(self) -> RouterStatus: ...
 
+    @property
+    def activity(self) -> Activity: ...
+
+    async def aload(self, model: str) -> ModelInfo: ...
+
+    async def aunload(self, model: str) -> None: ...
+
+    async def apin(self, model: str, pinned: bool = True) -> ModelInfo: ...
+
     async def areload(self) -> list[Change]: ...
 
     async def astart(self) -> None: ...
@@ -67,6 +77,11 @@ def caller_of(request: Request) -> Caller:
     # a scope of its own, by its name.
     key = scope.get("mlx_router.key_name")
     return Caller(scope.get("mlx_router.request_id", ""), key or "")
+
+
+def may_control(request: Request) -> bool:
+    """Whether who sent this request may change the server, as the guard found."""
+    return bool(request.scope.get("mlx_router.control", False))
 
 
 def service_of(request: Request) -> RouterService:

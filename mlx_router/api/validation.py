@@ -125,6 +125,8 @@ def _rule(error: Mapping[str, Any]) -> str:
             return f"must have at most {limits['max_length']} {what}"
         case "string_pattern_mismatch":
             return f"must match the pattern {limits['pattern']}"
+        case "extra_forbidden":
+            return "is not a field of this request"
         case "finite_number" | "int_parsing_size":
             return "must be a finite number that fits in 64 bits"
         case _:

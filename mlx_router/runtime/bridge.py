@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_LAST_WORDS = 0.1
+
 
 class Bridge:
     """Runs coroutines on the router's loop from any thread, and from any other loop.
@@ -64,13 +66,13 @@ class Bridge:
                 "this call would block the event loop that the router runs on; "
                 "use its async twin (achat instead of chat, and so on)"
             )
-        return _wait(asyncio.run_coroutine_threadsafe(coroutine, self._ensure()))
+        return _wait(asyncio.run_coroutine_threadsafe(coroutine, self.ensure()))
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run to the end without blocking the caller's loop."""
         if self.here:
             return await coroutine
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._ensure())
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.ensure())
         return await asyncio.wrap_future(future)
 
     def call(self, function: Callable[[], T]) -> T:
@@ -85,7 +87,7 @@ class Bridge:
 
     def iterate(self, make: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
         """As :meth:`stream`, for a caller without a loop."""
-        loop = self._ensure()
+        loop = self.ensure()
         generator = make()
         self._open.add(generator)
         try:
@@ -102,7 +104,7 @@ class Bridge:
 
     async def stream(self, make: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
         """The items of a generator that lives on the router's loop."""
-        loop = self._ensure()
+        loop = self.ensure()
         generator = make()
         self._open.add(generator)
         try:
@@ -128,17 +130,23 @@ class Bridge:
             asyncio.run_coroutine_threadsafe(_end(list(self._open)), loop).result(timeout=5.0)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        loop.close()
 
-    def _ensure(self) -> asyncio.AbstractEventLoop:
+    def ensure(self) -> asyncio.AbstractEventLoop:
+        """The router's loop, which is started if there is none yet."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="mlx-router loop", daemon=True
+                    target=_run, args=(self._loop,), name="mlx-router loop", daemon=True
                 )
                 self._thread.start()
             return self._loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.run_until_complete(_end([]))  # what has come in at the last moment
+    loop.close()
 
 
 def _wait(future: Future[T]) -> T:
@@ -157,6 +165,8 @@ async def _end(generators: list[AsyncGenerator[Any, None]]) -> None:
     """Cancel what runs, and close what was left open: from the outside in, since the loop would
     close those within others at the same time as these."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    if tasks:  # those that have just heard of the end can still say so to their callers
+        await asyncio.wait(tasks, timeout=_LAST_WORDS)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

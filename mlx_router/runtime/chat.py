@@ -81,6 +81,16 @@ class ChatResult:
     def __str__(self) -> str:
         return self.content
 
+    @property
+    def message(self) -> Message:
+        """The answer as the next message of the chat, to go on from."""
+        return Message(
+            "assistant",
+            self.content or None,
+            tool_calls=self.tool_calls,
+            reasoning=self.reasoning or None,
+        )
+
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 

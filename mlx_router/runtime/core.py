@@ -41,6 +41,9 @@ from mlx_router.runtime.pictures import Pictures, has_images
 from mlx_router.runtime.readahead import ReadAhead
 from mlx_router.runtime.resident import Resident
 from mlx_router.runtime.summarize import within_context
+from mlx_router.scheduling import Wanted
+from mlx_router.telemetry.activity import SAMPLE_SECONDS, Activity, LiveRequest, MemorySample
+from mlx_router.telemetry.logging import request_id
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,9 @@ class Core:
         catalog: Catalog,
         monitor: ResourceMonitor,
         factory: EngineFactory,
+        activity: Activity,
     ) -> None:
+        self.activity = activity
         self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._catalog = catalog
@@ -75,50 +80,57 @@ class Core:
             lambda card, model: observe(self._catalog, card, model),
             ReadAhead(lambda: self._memory.snapshot.available).follow,
             lambda card: self._codecs.get(card),
+            activity,
         )
         self._codecs = Codecs(factory, self._loader)
         self._pictures = Pictures(settings.media)
         self.finder = Finder(settings, catalog, self.fleet, monitor)
         self._grace: asyncio.TimerHandle | None = None
-        self._stopping = False
-        self.request_count = 0
+        self.stopping = False
+        self._pins: dict[str, bool] = {}
+        self._sample()
 
     # --- generating -------------------------------------------------------------------------
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """See :meth:`MLXModelManager.generate`."""
-        arrived = time.perf_counter()
-        self.request_count += 1
-        self._check_open()
-        check_request(request)
-        try:
-            card = await self.finder.find_here(request.model)
-        except ModelNotFound as missing:
-            async with aclosing(self.finder.download(request.model, missing)) as waiting:
-                async for step in waiting:
-                    yield step
-            arrived = time.perf_counter()
-            card = await self.finder.find_here(request.model)
-        check_ability(card, request, self._settings)
-        plan = self._plan(card, request)
-        began = time.perf_counter()
-        # Before a lease: what is no image costs nobody's model its place.
-        async with self._pictures.shown(request.prompt, plan.timeout) as (prompt, notices):
-            if prompt is not request.prompt:
-                left = plan.timeout - (time.perf_counter() - began)
-                plan = self._plan(card, replace(request, prompt=prompt))
-                plan = replace(plan, notices=notices, timeout=max(left, 0.001))
-            async with aclosing(self._answer(card, plan, arrived)) as events:
-                async for event in events:
-                    yield event
+        kind = "chat" if isinstance(request.prompt, ChatPrompt) else "completion"
+        with self.activity.request(kind, request.model, request.request_id) as live:
+            self._check_open()
+            check_request(request)
+            arrived = live.arrived
+            try:
+                card = await self.finder.find_here(request.model)
+            except ModelNotFound as missing:
+                async with aclosing(self.finder.download(request.model, missing)) as waiting:
+                    async for step in waiting:
+                        live.on_event(step)
+                        yield step
+                arrived = time.perf_counter()
+                card = await self.finder.find_here(request.model)
+            self.activity.meets(live, card.id)
+            check_ability(card, request, self._settings)
+            plan = self._plan(card, request)
+            began = time.perf_counter()
+            # Before a lease: what is no image costs nobody's model its place.
+            async with self._pictures.shown(request.prompt, plan.timeout) as (prompt, notices):
+                if prompt is not request.prompt:
+                    left = plan.timeout - (time.perf_counter() - began)
+                    plan = self._plan(card, replace(request, prompt=prompt))
+                    plan = replace(plan, notices=notices, timeout=max(left, 0.001))
+                async with aclosing(self._answer(card, plan, arrived, live)) as events:
+                    async for event in events:
+                        live.on_event(event)
+                        yield event
 
     async def _answer(
-        self, card: ModelCard, plan: Plan, arrived: float
+        self, card: ModelCard, plan: Plan, arrived: float, live: LiveRequest
     ) -> AsyncGenerator[GenerationEvent, None]:
         prompt = plan.request.prompt
         sees = isinstance(prompt, ChatPrompt) and bool(prompt.pictures)
         encode_in: Executor = self._pictures.encoder if sees else self._executor
         async with self.lease(card, plan.timeout) as (resident, timeout):
+            self.activity.granted(live)
             plan = replace(plan, timeout=timeout)
             start = partial(
                 run, compile_in=self._compiler, new_id=self.fleet.new_id, arrived=arrived
@@ -132,14 +144,17 @@ class Core:
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """See :meth:`MLXModelManager.embed`."""
-        self.request_count += 1
-        self._check_open()
-        card = await find_model(self.finder, request.model)
-        patience = request.timeout or self._settings.defaults.timeout
-        async with self.lease(card, patience) as (resident, timeout):
-            vectors = await embed(request, resident, self._executor, self.fleet.new_id, timeout)
-            self.fleet.served(card.id)
-        return vectors
+        with self.activity.request("embedding", request.model, request_id.get()) as live:
+            self._check_open()
+            card = await find_model(self.finder, request.model)
+            self.activity.meets(live, card.id)
+            patience = request.timeout or self._settings.defaults.timeout
+            async with self.lease(card, patience) as (resident, timeout):
+                self.activity.granted(live)
+                vectors = await embed(request, resident, self._executor, self.fleet.new_id, timeout)
+                self.fleet.served(card.id)
+            self.activity.tally(card.id).prompt_tokens += vectors.prompt_tokens
+            return vectors
 
     @asynccontextmanager
     async def lease(
@@ -152,7 +167,7 @@ class Core:
         self._check_open()
         began, is_ready = time.perf_counter(), self.fleet.state(card.id) is ModelState.READY
         patience = timeout if is_ready else timeout + self._settings.defaults.load_timeout
-        terms = wanted(card, self._settings)
+        terms = self._wanted(card)
         async with self.fleet.lease(card, terms, patience, answers=answers) as resident:
             waited = time.perf_counter() - began if is_ready else 0.0
             yield resident, max(timeout - waited, 0.001)
@@ -166,14 +181,41 @@ class Core:
         self._pictures.configure(settings.media)
         self.fleet.configure(
             limits(settings),
-            lambda card: wanted(card, settings),
+            self._wanted,
             resident_options(settings),
             factory,
             {card.id: card for card in catalog.cards()},
         )
 
+    def pin(self, card: ModelCard, pinned: bool) -> None:
+        """Whether the model stays in memory once it is loaded, until the router ends: whatever the
+        config says."""
+        self._pins[card.id] = pinned
+        self.fleet.review(limits(self._settings), self._wanted)
+
+    def pinned(self, card: ModelCard) -> bool:
+        return self._pins.get(card.id, self._settings.for_model(card.id).pinned)
+
+    def _wanted(self, card: ModelCard) -> Wanted:
+        return replace(wanted(card, self._settings), pinned=self.pinned(card))
+
+    def _sample(self) -> None:
+        """Remember how memory is, now and then."""
+        self._sampling = self._loop.call_later(SAMPLE_SECONDS, self._sample)
+        budget = self._budget(False)
+        memory = budget.snapshot
+        self.activity.memory.append(
+            MemorySample(
+                time.time(),
+                memory.available,
+                memory.process,
+                memory.swap_used,
+                budget.pressure,
+            )
+        )
+
     def _check_open(self) -> None:
-        if self._stopping:
+        if self.stopping:
             raise ShuttingDown("The server is shutting down; try again in a moment.", retry_after=5)
 
     def _budget(self, fresh: bool) -> MemoryBudget:
@@ -241,8 +283,9 @@ class Core:
 
     def begin_shutdown(self) -> None:
         """New requests are refused; answers have ``grace_seconds``, then they end with an error."""
-        if not self._stopping:
-            self._stopping = True
+        if not self.stopping:
+            self.stopping = True
+            self._sampling.cancel()
             self.finder.stop()
             self.fleet.begin_shutdown()
             self._grace = self._loop.call_later(

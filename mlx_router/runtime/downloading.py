@@ -17,26 +17,28 @@ def make_downloads(
     """``settings`` gives those in force at the moment; ``refresh`` looks for new models. Call it
     on the loop."""
 
-    def rules(name: str) -> Rules:
-        defaults, entry = settings().defaults, settings().for_model(name)
+    return Downloads(lambda name: download_rules(name, settings(), monitor), refresh)
 
-        def check_memory(weight_bytes: int) -> None:
-            stated = entry.required_memory_gb
-            need = monitor.policy.need(weight_bytes if stated is None else int(stated * GIB))
-            total = monitor.snapshot().total
-            if need > total:
-                raise InsufficientMemory(
-                    f"{name} is not downloaded: it would never fit, since it needs "
-                    f"{need / GIB:.1f} GB and this machine has {total / GIB:.1f} GB of memory. "
-                    "Ask for a smaller one, or one quantised to fewer bits.",
-                    param="model",
-                )
 
-        return Rules(
-            allowed=defaults.allow_downloads,
-            folder=defaults.model_directories()[0],
-            trust_remote_code=entry.trust_remote_code,
-            check_memory=check_memory,
-        )
+def download_rules(name: str, settings: Settings, monitor: ResourceMonitor) -> Rules:
+    """What holds for the download of the model ``name``."""
+    defaults, entry = settings.defaults, settings.for_model(name)
 
-    return Downloads(rules, refresh)
+    def check_memory(weight_bytes: int) -> None:
+        stated = entry.required_memory_gb
+        need = monitor.policy.need(weight_bytes if stated is None else int(stated * GIB))
+        total = monitor.snapshot().total
+        if need > total:
+            raise InsufficientMemory(
+                f"{name} is not downloaded: it would never fit, since it needs "
+                f"{need / GIB:.1f} GB and this machine has {total / GIB:.1f} GB of memory. "
+                "Ask for a smaller one, or one quantised to fewer bits.",
+                param="model",
+            )
+
+    return Rules(
+        allowed=defaults.allow_downloads,
+        folder=defaults.model_directories()[0],
+        trust_remote_code=entry.trust_remote_code,
+        check_memory=check_memory,
+    )

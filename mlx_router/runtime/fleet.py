@@ -40,6 +40,7 @@ from mlx_router.scheduling import (
     Wanted,
 )
 from mlx_router.scheduling.slot import Slot
+from mlx_router.telemetry.activity import Activity
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,10 @@ class Fleet:
         observe: Callable[[ModelCard, LoadedModel], None],
         queued: Callable[[list[ModelCard]], None],
         vocabulary: Callable[[ModelCard], Awaitable[Vocabulary]],
+        activity: Activity,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._activity = activity
         self._scheduler = Scheduler(limits)
         self._residents = Residents(factory, executor, options, self, observe, vocabulary)
         self._budget = budget
@@ -144,6 +147,10 @@ class Fleet:
         held = {slot.model for slot in self.occupied()}
         for model in self._cards.keys() - held:
             self._cards[model] = cards.get(model, self._cards[model])
+        self.review(limits, wanted)
+
+    def review(self, limits: Limits, wanted: Callable[[ModelCard], Wanted]) -> None:
+        """Act on what ``limits`` and ``wanted`` say now."""
         self._event("on_config", limits, lambda model: wanted(self._cards[model]))
 
     def new_id(self) -> int:
@@ -203,13 +210,18 @@ class Fleet:
 
     def on_loaded(self, model: str, held_bytes: int) -> None:
         self._event("on_loaded", model, held_bytes)
+        slot = self._scheduler.slot(model)
+        assert slot is not None
+        self._activity.tally(model).loading.observe(slot.load_seconds)
 
     def on_load_failed(self, model: str, error: RouterError) -> None:
         self._unload_is_done(model)
+        self._activity.tally(model).load_failures += 1
         self._event("on_load_failed", model, error)
 
     def on_died(self, model: str) -> None:
         self._deaths[model] = self._deaths.get(model, 0) + 1
+        self._activity.tally(model).deaths += 1
         log.error("the engine of %s died (%d in a row)", model, self._deaths[model])
         self._event("on_died", model)
 
@@ -240,6 +252,7 @@ class Fleet:
                 if error is not None:
                     failures[effect.model] = error
             elif isinstance(effect, Unload):
+                self._activity.tally(effect.model).unloads[effect.reason] += 1
                 self._residents.unload(effect.model)
             else:
                 assert isinstance(effect, DropCaches)

@@ -15,7 +15,7 @@ from typing import Literal, Self, TypeVar, Unpack
 from mlx_router.catalog.catalog import Catalog
 from mlx_router.config.changes import Change, changes, in_force
 from mlx_router.config.settings import Settings
-from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard, Prompt
+from mlx_router.domain import GenerationEvent, GenerationRequest, ModelCard
 from mlx_router.engine.base import EngineFactory
 from mlx_router.errors import ConfigError, ShuttingDown
 from mlx_router.memory.monitor import ResourceMonitor
@@ -32,13 +32,15 @@ from mlx_router.runtime.core import Core
 from mlx_router.runtime.embedding import EmbeddingRequest, Embeddings, Text
 from mlx_router.runtime.reports import model_infos, router_status
 from mlx_router.runtime.status import ModelInfo, RouterStatus
+from mlx_router.runtime.token_methods import TokenMethods
+from mlx_router.telemetry.activity import Activity
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class MLXModelManager:
+class MLXModelManager(TokenMethods):
     """Serves every model it finds: discovers, loads, swaps, answers.
 
     ::
@@ -83,6 +85,8 @@ class MLXModelManager:
         self._preloading: asyncio.Task[None] | None = None
         self._configuring = asyncio.Lock()
         self._ended = False
+        self._closing = False
+        self.activity = Activity()
         self._born = time.monotonic()
 
     # --- answers ----------------------------------------------------------------------------
@@ -145,45 +149,6 @@ class MLXModelManager:
         what :meth:`generate` raises, and RequestTimeout."""
         return await self._bridge.run(self._ask(lambda core: core.embed(request)))
 
-    # --- tokens -----------------------------------------------------------------------------
-
-    def tokenize(
-        self, model: str | None, prompt: Prompt, *, add_special_tokens: bool = True
-    ) -> list[int]:
-        """The ids of a prompt, as the model would read it: a chat through the model's template,
-        plain text with a leading special token where the model wants one and
-        ``add_special_tokens`` allows it. The model need not be in memory, and is not loaded. None:
-        the default model. Raises ModelNotFound, ModelCorrupt, InvalidRequest."""
-        return self._bridge.wait(
-            self._ask(lambda core: core.tokenize(model, prompt, add_special_tokens))
-        )
-
-    async def atokenize(
-        self, model: str | None, prompt: Prompt, *, add_special_tokens: bool = True
-    ) -> list[int]:
-        """As :meth:`tokenize`, without blocking."""
-        return await self._bridge.run(
-            self._ask(lambda core: core.tokenize(model, prompt, add_special_tokens))
-        )
-
-    def detokenize(self, model: str | None, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included. Raises as :meth:`tokenize`, and
-        InvalidRequest for an id that the model does not have."""
-        return self._bridge.wait(self._ask(lambda core: core.detokenize(model, ids)))
-
-    async def adetokenize(self, model: str | None, ids: Sequence[int]) -> str:
-        """As :meth:`detokenize`, without blocking."""
-        return await self._bridge.run(self._ask(lambda core: core.detokenize(model, ids)))
-
-    def token_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
-        """As :meth:`detokenize`, but each id by itself. One that is only a part of a character has
-        the replacement character for its text."""
-        return self._bridge.wait(self._ask(lambda core: core.token_texts(model, ids)))
-
-    async def atoken_texts(self, model: str | None, ids: Sequence[int]) -> list[str]:
-        """As :meth:`token_texts`, without blocking."""
-        return await self._bridge.run(self._ask(lambda core: core.token_texts(model, ids)))
-
     # --- models -----------------------------------------------------------------------------
 
     def load(self, model: str) -> ModelInfo:
@@ -201,6 +166,15 @@ class MLXModelManager:
     async def aunload(self, model: str) -> None:
         """As :meth:`unload`, without blocking."""
         await self._bridge.run(self._unload(model))
+
+    def pin(self, model: str, pinned: bool = True) -> ModelInfo:
+        """Keep a model in memory once it is loaded, or no longer: until this manager is closed,
+        whatever the config says. Raises ModelNotFound."""
+        return self._bridge.wait(self._pin(model, pinned))
+
+    async def apin(self, model: str, pinned: bool = True) -> ModelInfo:
+        """As :meth:`pin`, without blocking."""
+        return await self._bridge.run(self._pin(model, pinned))
 
     def find(self, model: str | None = None) -> ModelCard:
         """The model that a request for ``model`` means; None: the default model. Looks at the disk
@@ -257,6 +231,11 @@ class MLXModelManager:
 
     # --- life -------------------------------------------------------------------------------
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that the router lives on until it is closed; one is started if need be."""
+        return self._bridge.ensure()
+
     async def astart(self, *, preload: bool = True) -> None:
         """Live on the running loop. The models to preload load in the background."""
         self._bridge.bind()
@@ -274,14 +253,20 @@ class MLXModelManager:
     def close(self) -> None:
         """Free all models. The manager can be used again: it starts anew."""
         if self._bridge.started:
-            self._bridge.wait(self._close())
-            self._bridge.stop()
+            try:
+                self._bridge.wait(self._close())
+                self._bridge.stop()
+            finally:
+                self._closing = False
 
     async def aclose(self) -> None:
         """As :meth:`close`, without blocking."""
         if self._bridge.here or not self._bridge.started:
-            await self._close()
-            self._bridge.release()
+            try:
+                await self._close()
+            finally:
+                self._bridge.release()
+                self._closing = False
         else:
             await asyncio.to_thread(self.close)
 
@@ -311,16 +296,17 @@ class MLXModelManager:
     # --- on the router's loop ---------------------------------------------------------------
 
     async def _started(self) -> Core:
-        if self._ended:
-            raise ShuttingDown("The server is shutting down.", retry_after=5)
         if self._core is None:
             await asyncio.to_thread(self._catalog.refresh)
+        if self._ended or self._closing:  # a core that is made now would outlive its loop
+            raise ShuttingDown("The server is shutting down.", retry_after=5)
         if self._core is None:  # nobody else has made it meanwhile
             self._core = Core(
                 self.settings,
                 self._catalog,
                 self._monitor,
                 self._factory or make_factory(self.settings, self._engine, self._catalog),
+                self.activity,
             )
             # A daemon thread that dies with MLX streams open can abort the whole process.
             atexit.register(self._at_exit)
@@ -343,6 +329,12 @@ class MLXModelManager:
         card = await core.finder.find(name)
         async with core.lease(card, self.settings.defaults.timeout, answers=False):
             return self._infos([card])[0]
+
+    async def _pin(self, name: str, pinned: bool) -> ModelInfo:
+        core = await self._started()
+        card = await core.finder.find_here(name)
+        core.pin(card, pinned)
+        return self._infos([card])[0]
 
     async def _unload(self, name: str) -> None:
         core = await self._started()
@@ -382,6 +374,7 @@ class MLXModelManager:
                 log.error("preloading failed: %s", error)
 
     async def _close(self) -> None:
+        self._closing = True
         core, self._core = self._core, None
         atexit.unregister(self._at_exit)
         if self._preloading is not None:

@@ -69,7 +69,7 @@ def _model_info(card: ModelCard, moment: _Moment, settings: Settings) -> ModelIn
         can_load_now=can_load,
         load_status_reason=reason,
         last_used=last_used,
-        pinned=entry.pinned,
+        pinned=moment.core.pinned(card) if moment.core is not None else entry.pinned,
         aliases=tuple(entry.aliases),
     )
 
@@ -100,10 +100,11 @@ def router_status(
         pressure=pressure,
         policy=policy,
         uptime_seconds=now - born,
-        request_count=core.request_count if core is not None else 0,
+        request_count=core.activity.request_count if core is not None else 0,
         current_model=core.finder.current_model() if core is not None else None,
         loaded=loaded,
         memory=memory,
         recommended_model=recommended.id if recommended is not None else None,
         can_load_models=[card.id for card in cards if moment.can_load(card)[0]],
+        stopping=core is not None and core.stopping,
     )

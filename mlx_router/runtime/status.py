@@ -42,7 +42,8 @@ class LoadedInfo:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatus:
-    """``policy`` has the limits by which ``pressure`` was judged."""
+    """``policy`` has the limits by which ``pressure`` was judged. ``stopping``: new requests are
+    refused."""
 
     version: str
     pressure: Pressure
@@ -54,3 +55,4 @@ class RouterStatus:
     memory: MemorySnapshot
     recommended_model: str | None
     can_load_models: list[str]
+    stopping: bool = False

@@ -1,6 +1,6 @@
 """Who gets a model when: a pure state machine. No I/O, no clock, no logging."""
 
-from mlx_router.scheduling.effects import DropCaches, Effect, Grant, Load, Reject, Unload
+from mlx_router.scheduling.effects import DropCaches, Effect, Grant, Load, Reason, Reject, Unload
 from mlx_router.scheduling.scheduler import Budget, Limits, Scheduler
 from mlx_router.scheduling.slot import Wanted
 
@@ -11,6 +11,7 @@ __all__ = [
     "Grant",
     "Limits",
     "Load",
+    "Reason",
     "Reject",
     "Scheduler",
     "Unload",

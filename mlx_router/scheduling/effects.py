@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 from mlx_router.errors import RouterError
 
@@ -14,11 +15,23 @@ class Load:
     model: str
 
 
+class Reason(StrEnum):
+    """Why a model is unloaded: somebody asked for it, its ``ttl_seconds`` are over, the limits were
+    lowered, memory is short, or another model is wanted in its place."""
+
+    ASKED = "asked"
+    IDLE = "idle"
+    LIMITS = "limits"
+    PRESSURE = "pressure"
+    SWAP = "swap"
+
+
 @dataclass(frozen=True, slots=True)
 class Unload:
     """Free this model, which nobody uses; answer with on_unloaded."""
 
     model: str
+    reason: Reason = field(default=Reason.SWAP, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from mlx_router.domain import GIB, Pressure
 from mlx_router.errors import InsufficientMemory, QueueFull, RouterError, ShuttingDown
-from mlx_router.scheduling.effects import DropCaches, Effect, Grant, Load, Reject, Unload
+from mlx_router.scheduling.effects import DropCaches, Effect, Grant, Load, Reason, Reject, Unload
 from mlx_router.scheduling.slot import Phase, Slot, Wanted
 
 # How often memory is looked at while models are loaded.
@@ -215,11 +215,12 @@ class Scheduler:
         effects: list[Effect] = []
         for slot in self._least_recent_first():
             if slot.closing and not slot.active:
-                effects.append(self._unload(slot))
+                effects.append(self._unload(slot, Reason.ASKED))
             elif slot.idle and not slot.pinned:
-                expires = slot.expires_at
-                if (expires is not None and now >= expires) or self._surplus(slot):
-                    effects.append(self._unload(slot))
+                if slot.expires_at is not None and now >= slot.expires_at:
+                    effects.append(self._unload(slot, Reason.IDLE))
+                elif self._surplus(slot):
+                    effects.append(self._unload(slot, Reason.LIMITS))
         return effects
 
     def _relieve(self, now: float) -> list[Effect]:
@@ -238,7 +239,7 @@ class Scheduler:
             patience = SHED_LAST_SECONDS if slot is latest else SHED_SECONDS
             may_go = slot is not latest or self._view.system_pressure is Pressure.CRITICAL
             if slot.idle and not slot.pinned and may_go and now - slot.last_used >= patience:
-                return [*effects, self._unload(slot)]
+                return [*effects, self._unload(slot, Reason.PRESSURE)]
         return effects
 
     def _bring_in(self, slot: Slot, now: float) -> list[Effect]:
@@ -253,7 +254,7 @@ class Scheduler:
         for victim in victims:
             victim.yielding = victim.phase is Phase.READY and now >= victim.turn_ends
         if all(victim.idle and now >= victim.may_go_at for victim in victims):
-            return [self._unload(victim) for victim in victims]
+            return [self._unload(victim, Reason.SWAP) for victim in victims]
         return []
 
     def _pass_by(self, first: Slot, others: list[Slot], now: float) -> list[Effect]:
@@ -372,9 +373,9 @@ class Scheduler:
         ready = [slot for slot in self._slots.values() if slot.phase is Phase.READY]
         return sorted(ready, key=lambda slot: slot.last_used)
 
-    def _unload(self, slot: Slot) -> Effect:
+    def _unload(self, slot: Slot, reason: Reason) -> Effect:
         slot.phase = Phase.UNLOADING
-        return Unload(slot.model)
+        return Unload(slot.model, reason)
 
     def _reject_all(self, slot: Slot, error: RouterError) -> list[Effect]:
         rejected: list[Effect] = [Reject(request, error) for request in slot.waiting]

@@ -273,3 +273,8 @@ class SettingChange(Answer):
 class ConfigReload(Answer):
     object: Literal["config.reload"]
     changes: list[SettingChange]
+
+
+class Shutdown(Answer):
+    object: Literal["server.shutdown"]
+    grace_seconds: float
