@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_letmein"
@@ -31,6 +32,7 @@ class Repo:
     problem: str | None = None
     commit: str = COMMIT
     hashes: bool = True
+    tags: tuple[str, ...] = ("main",)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/agent-harnesses":  # asked by huggingface_hub for itself
             self._empty(404)
             return
+        if path == "/api/models":
+            self._search()
+            return
         begin = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
         token = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         hub.seen.append(Seen(path, self.headers["Host"], int(begin), token))
@@ -132,10 +137,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._empty(hub.status)
         elif repo is None:
             self._empty(401, "RepoNotFound")
+        elif is_api and parts[2:3] == ["revision"] and parts[3] not in (repo.commit, *repo.tags):
+            self._empty(404, "RevisionNotFound")
         elif is_api:
             self._body(200, hub.listing if hub.listing is not None else _listing(name, repo))
         else:
             self._file(repo, name, *parts[2:], token=token, offset=int(begin))
+
+    def _search(self) -> None:
+        """The repositories with a part of a name, as the Hub finds them."""
+        asked = parse_qs(urlsplit(self.path).query).get("search", [""])[0].casefold()
+        names = [name for name in self.owner.repos if asked in name.casefold()]
+        self._body(200, json.dumps([{"_id": name, "id": name} for name in names]).encode())
 
     def _file(
         self, repo: Repo, name: str, verb: str, commit: str, file: str, *, token: bool, offset: int
@@ -180,7 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
             gate.reached.set()
             gate.opened.wait(WAIT_SECONDS)
             rest = rest[gate.after - offset :]
-        self.wfile.write(rest)
+        try:
+            self.wfile.write(rest)
+        except ConnectionError:  # the client has gone
+            self.close_connection = True
 
     def _body(self, status: int, body: bytes) -> None:
         self.send_response(status)

@@ -176,9 +176,12 @@ def test_a_stream_of_the_library_says_what_it_waits_for(
         if not isinstance(event, Preparing):
             break
         texts.append(event.text)
+        (request,) = manager.activity.live.values()
+        assert (request.phase, request.detail) == ("waiting", event.text)
         if " 5" in event.text:
             gate.opened.set()
     assert isinstance(event, Started)
+    assert (request.phase, request.detail) == ("prefill", "")
     assert f"downloading {MODEL} 5" in " ".join(texts)
     assert texts[-1].endswith("% of 0.6 MB")
     rest = list(events)

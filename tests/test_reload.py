@@ -210,7 +210,11 @@ def test_the_command_reloads_and_shows_what_changed(
         assert capsys.readouterr().out == "server.max_queue: 64 -> 5\n"
         assert main(["reload", *config, "--url", server.url]) == 0
         assert capsys.readouterr().out == "Nothing has changed.\n"
-    assert main(["reload", "-p", str(free_port())]) == 1
+        rewrite(server, lambda config: config["server"].update(max_queue=6))
+        assert main(["reload", *config, "--json", "-p", str(server.port)]) == 0
+        (change,) = json.loads(capsys.readouterr().out)["changes"]
+        assert (change["setting"], change["before"], change["after"]) == ("server.max_queue", 5, 6)
+    assert main(["reload", "-p", str(free_port())]) == 4
     assert "is it running there?" in capsys.readouterr().err
 
 
@@ -225,19 +229,22 @@ def test_closing_the_terminal_ends_the_server_and_does_not_reload_it(tmp_path: P
         json.dumps({"server": {"log_dir": str(tmp_path / "logs")}})
     )
     master, slave = pty.openpty()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", _AS_SESSION_LEADER + code],
         stdin=slave,
         stdout=slave,
         stderr=slave,
         start_new_session=True,
-    )
-    os.close(slave)
-    output = b""
-    while b"Ready" not in output:
-        output += os.read(master, 4096)
-    os.close(master)
-    assert process.wait(20) == 0
+    ) as process:
+        os.close(slave)
+        try:
+            output = b""
+            while b"Ready" not in output:
+                output += os.read(master, 4096)
+            os.close(master)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 _AS_SESSION_LEADER = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"

@@ -167,7 +167,7 @@ def _card(
     else:
         usual = 0
         working = forward_bytes(config, min(context, EMBEDDED_TOKENS), element)
-    template = _template(folder, tokenizer_config) if generates and problem is None else ""
+    template = template_source(folder, tokenizer_config) if generates and problem is None else ""
     created = folder.files.get("config.json")
     return ModelCard(
         id=model_id,
@@ -197,7 +197,7 @@ def _sentence(folder: ModelFolder, problem: Problem | None) -> str | None:
     return str(problem) if problem else None
 
 
-def _template(folder: ModelFolder, tokenizer_config: Mapping[str, Any]) -> str:
+def template_source(folder: ModelFolder, tokenizer_config: Mapping[str, Any]) -> str:
     """All chat templates of the model, one after the other; empty if there is none to be read."""
     try:
         if "chat_template.jinja" in folder.files:

@@ -27,7 +27,18 @@ COMMANDS = {
     "models": "mlx_router.cli.models",
     "config": "mlx_router.cli.config",
     "reload": "mlx_router.cli.reload",
+    "status": "mlx_router.cli.status",
+    "watch": "mlx_router.cli.watch",
+    "logs": "mlx_router.cli.logs",
+    "load-model": "mlx_router.cli.load_model",
+    "unload-model": "mlx_router.cli.unload_model",
+    "pin": "mlx_router.cli.pin",
+    "shutdown": "mlx_router.cli.shutdown",
+    "chat": "mlx_router.cli.chat",
+    "pull": "mlx_router.cli.pull",
     "bench": "mlx_router.cli.bench",
+    "doctor": "mlx_router.cli.doctor",
+    "completion": "mlx_router.cli.completion",
 }
 
 

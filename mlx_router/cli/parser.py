@@ -14,6 +14,7 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_ADDRESS = 3
+EXIT_UNREACHABLE = 4
 EXIT_INTERRUPTED = 130
 
 EXIT_CODES = """\
@@ -22,7 +23,8 @@ exit codes:
   1    failure; the message says what failed
   2    wrong use, or a fault in the config
   3    the address or port cannot be used
-  130  stopped at once by a second Ctrl+C (143: by a second SIGTERM)
+  4    no server answers where one is asked for
+  130  stopped by Ctrl+C (a server: by a second one; 143: by a second SIGTERM)
 """
 
 

@@ -12,8 +12,8 @@ examples:
   mlx-router reload
   mlx-router reload -p 8801
 
-Answers under way go on, and models in memory stay as they were loaded. A config with a fault
-changes nothing. The same: kill -HUP PID, or POST /admin/reload.
+Answers under way go on, and models in memory stay as they were loaded. A config
+with a fault changes nothing. The same: kill -HUP PID, or POST /admin/reload.
 
 {EXIT_CODES}"""
 
@@ -25,6 +25,8 @@ def make_parser() -> Parser:
         description="Lets a running server read its config again, and shows what changed.",
         epilog=EPILOG,
     )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the changes as JSON")
     add_server(parser)
     add_general(parser)
     return parser
@@ -32,6 +34,7 @@ def make_parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Raises ConfigError and ServerRefused."""
+    from mlx_router.cli.terminal import print_json
     from mlx_router.config.changes import Change, TakesEffect
 
     server = Remote.of(arguments)
@@ -43,6 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         ]
     except (LookupError, TypeError, ValueError):
         raise server.stranger() from None
+    if arguments.json:
+        print_json({"changes": answer["changes"]})
+        return EXIT_OK
     if not changes:
         print("Nothing has changed.")
     for change in changes:

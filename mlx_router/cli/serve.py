@@ -36,11 +36,25 @@ DESCRIPTION = """\
 Serves every MLX model on this machine behind one OpenAI-compatible port.
 
 commands:
-  serve     serve (the same as no command)
-  models    list the models on this machine; --json for programs
-  config    check, show or document the config; `mlx-router config --help`
-  reload    let a running server read its config again
-  bench     measure how fast models are on this machine
+  serve         serve (the same as no command)
+  models        list the models, of the server or on the disk
+  config        check, show, document or import the config
+  pull          download a model from the Hugging Face Hub
+  bench         measure how fast models are on this machine
+  doctor        check this machine and the config; says how to fix what is wrong
+  completion    let bash, zsh or fish complete commands and models
+
+with a running server:
+  status        memory, models and requests at a glance; watch: the same, live
+  logs          its latest log lines; -f: and new ones
+  load-model    bring a model into memory
+  unload-model  free a model's memory
+  pin           keep a model in memory
+  reload        read the config again
+  shutdown      end it
+  chat          chat with a model in the terminal, or ask one question
+
+Each has a --help with examples.
 """
 
 EPILOG = f"""\

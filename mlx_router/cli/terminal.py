@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+from unicodedata import category
 
 from mlx_router.domain import GIB
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 PIPE_WIDTH = 200
 
@@ -31,7 +36,7 @@ class Terminal:
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Never folded by us: a command in it can be copied whole."""
-        self._console.print(_printable(text), style=style, soft_wrap=True)
+        self._console.print(printable(text), style=style, soft_wrap=True)
         self._flush()
 
     def item(self, name: str, text: str, indent: int = 2) -> None:
@@ -39,9 +44,7 @@ class Terminal:
         from rich.padding import Padding
         from rich.text import Text
 
-        body = Text(_printable(name), style="bold").append(
-            f": {_printable(text)}", style="not bold"
-        )
+        body = Text(printable(name), style="bold").append(f": {printable(text)}", style="not bold")
         self._console.print(Padding(body, (0, 0, 0, indent)))
         self._flush()
 
@@ -57,9 +60,18 @@ class Terminal:
             else:
                 table.add_column(header, no_wrap=True)
         for row in rows:
-            table.add_row(*(Text(_printable(cell)) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         self._console.print(table)
         self._flush()
+
+    def show(self, what: RenderableType) -> None:
+        """Anything that rich can draw. Names in it must be printable: see :func:`printable`."""
+        self._console.print(what)
+        self._flush()
+
+    @property
+    def width(self) -> int:
+        return self._console.width
 
     def _flush(self) -> None:
         """In a pipe, lines end where their text ends."""
@@ -71,9 +83,19 @@ class Terminal:
         self._out.flush()
 
 
-def _printable(text: str) -> str:
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """``indent`` None: on one line."""
+    print(json.dumps(value, indent=indent, ensure_ascii=False), flush=True)
+
+
+def printable(text: str) -> str:
     """Names and reasons come from files of strangers: no control codes for the terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def without_controls(text: str) -> str:
+    """A model's text for a terminal: lines and tabs stay, what would steer the terminal goes."""
+    return "".join(c for c in text if c in "\n\t" or category(c) != "Cc")
 
 
 def gigabytes(size: int) -> str:
@@ -86,3 +108,17 @@ def gigabytes(size: int) -> str:
 def tokens(count: int) -> str:
     """A context length: ``32k`` for 32768, ``5000`` for 5000."""
     return f"{count // 1024}k" if count and count % 1024 == 0 else str(count)
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``5 d 3 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

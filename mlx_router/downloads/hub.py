@@ -7,6 +7,7 @@ begins a file anew when its download was interrupted.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import logging
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 _TIMEOUT = 10.0  # seconds without a byte
 _RETRY_SECONDS = 30
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_LEAST_SEARCHED = 3  # letters
+_SEARCHED = 50  # answers to a search
+_LIKENESS = 0.4
 _PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be gone at the next try
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN for the server"
@@ -54,15 +58,33 @@ def utils() -> Any:
     return importlib.import_module("huggingface_hub.utils")
 
 
-def repository(name: str) -> Repository:
-    """Ask for a repository's files. Raises what :func:`explain` explains."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(library_name="mlx-router", library_version=__version__)
-    info = api.model_info(name, files_metadata=True, timeout=_TIMEOUT)
+def repository(name: str, revision: str | None = None) -> Repository:
+    """Ask for a repository's files, at a branch, tag or commit (None: main). Raises what
+    :func:`explain` explains."""
+    info = _api().model_info(name, revision=revision, files_metadata=True, timeout=_TIMEOUT)
     if info.sha is None or not _COMMIT.fullmatch(info.sha):
         raise NotAHub("no commit")
     return Repository(name, info.sha, tuple(map(_file, info.siblings or ())))
+
+
+def nearest(name: str, count: int = 3) -> list[str]:
+    """Repositories with a name like this one, the likeliest first. The Hub finds parts of names, so
+    it is asked for less and less of it. Raises what :func:`explain` explains."""
+    words = re.split(r"[-_.\s]+", name.rsplit("/", 1)[-1])
+    for parts in dict.fromkeys((len(words), len(words) - 1, (len(words) + 1) // 2)):
+        wanted = "-".join(words[:parts])
+        if len(wanted) < _LEAST_SEARCHED:
+            break
+        found = [info.id for info in _api().list_models(search=wanted, limit=_SEARCHED)]
+        if near := difflib.get_close_matches(name, found, n=count, cutoff=_LIKENESS):
+            return near
+    return []
+
+
+def _api() -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="mlx-router", library_version=__version__)
 
 
 def _file(sibling: Any) -> RepoFile:
@@ -114,6 +136,7 @@ def explain(error: Exception, name: str) -> RouterError:
         HFValidationError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     if isinstance(error, RouterError):
@@ -128,6 +151,13 @@ def explain(error: Exception, name: str) -> RouterError:
         return ModelNotFound(
             f"The Hugging Face Hub does not have {name} either; if it is private there, {_LOG_IN}.",
             param="model",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ModelNotFound(
+            f"{name} has no such revision on the Hugging Face Hub: name a branch, a tag or a "
+            "commit that its page there shows.",
+            param="model",
+            code="revision_not_found",
         )
     if isinstance(error, DisabledRepoError):
         return PermissionDenied(f"{name} is disabled on the Hugging Face Hub.", param="model")

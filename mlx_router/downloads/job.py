@@ -54,7 +54,8 @@ class Rules:
 
 class Job:
     """``run`` it on a thread; all else is for any thread. ``turns`` limits how many fetch their
-    weights at the same time; ``reserved`` says how many bytes the other jobs will still write."""
+    weights at the same time; ``reserved`` says how many bytes the other jobs will still write.
+    ``revision`` is a branch, tag or commit of the repository; None: main."""
 
     def __init__(
         self,
@@ -62,9 +63,11 @@ class Job:
         rules: Rules,
         turns: threading.Semaphore,
         reserved: Callable[[Job], int],
+        revision: str | None = None,
     ) -> None:
         self.name = name
         self.listed = False  # whether the Hub has said what there is
+        self._revision = revision
         self._rules = rules
         self._turns = turns
         self._reserved = reserved
@@ -104,15 +107,20 @@ class Job:
 
     # --- the work ---------------------------------------------------------------------------
 
+    def plan(self) -> Sequence[Transfer]:
+        """What there is to fetch, after all checks that need no file; nothing is written. Raises
+        as :meth:`run`."""
+        source, files = self._listed()
+        self._target()
+        staging = self._place / source.commit
+        self._transfers = [Transfer(source, f, staging / f.name, self._stop) for f in files]
+        self._check_space()
+        return self._transfers
+
     def run(self) -> None:
         """Returns when the model is in its folder. Raises RouterError, Stopped, and what
         :func:`mlx_router.downloads.hub.explain` explains."""
-        source = hub.repository(self.name)
-        self.listed = True
-        files = needed(source.files, with_code=self._rules.trust_remote_code)
-        self._check_format(source, files)
-        self._check_extent(files)
-        self._rules.check_memory(sum(file.size for file in files if file.is_weights))
+        source, files = self._listed()
         target = self._target()
         with self._alone():
             if target.is_dir() and os.listdir(target):
@@ -137,6 +145,16 @@ class Job:
             "downloaded %s: %s in %.1f s (%s a second)",
             *(self.name, _size(fetched), seconds, _size(int(fetched / max(seconds, 0.001)))),
         )
+
+    def _listed(self) -> tuple[hub.Repository, list[RepoFile]]:
+        """The repository, and the files that are needed; it may be downloaded."""
+        source = hub.repository(self.name, self._revision)
+        self.listed = True
+        files = needed(source.files, with_code=self._rules.trust_remote_code)
+        self._check_format(source, files)
+        self._check_extent(files)
+        self._rules.check_memory(sum(file.size for file in files if file.is_weights))
+        return source, files
 
     def _check_format(self, source: hub.Repository, files: list[RepoFile]) -> None:
         if any(file.is_weights for file in files):
@@ -199,7 +217,9 @@ class Job:
     def _check_space(self) -> None:
         """Whether all of it fits, beside what the other jobs have still to write."""
         need = self.total - self.done
-        free = shutil.disk_usage(self._rules.folder).free - self._reserved(self)
+        root = self._rules.folder.absolute()
+        there = next(folder for folder in (root, *root.parents) if os.path.exists(folder))
+        free = shutil.disk_usage(there).free - self._reserved(self)
         if need + KEEP_FREE_BYTES <= free:
             return
         raise InsufficientStorage(

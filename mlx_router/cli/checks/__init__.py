@@ -1,0 +1,1 @@
+"""What ``mlx-router doctor`` looks at: ``machine``, and ``setup``, which is what it is told."""
