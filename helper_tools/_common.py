@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 try:
-    from mlx_router.cli.parser import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, Parser
-    from mlx_router.errors import ConfigError, InsufficientMemory, RouterError
+    from mlx_router.cli.ending import ended
+    from mlx_router.cli.parser import EXIT_INTERRUPTED, Parser
+    from mlx_router.errors import InsufficientMemory, RouterError
 except ModuleNotFoundError as missing:
     sys.exit(
         f"{missing}: run this in the clone of MLX Router, as "
@@ -46,24 +47,15 @@ def run(
     """Run a tool's command line (``words`` None: this process's) and return its exit code. A user's
     mistake is one line on stderr."""
     parser = make_parser()
-    try:
-        return command(parser.parse(sys.argv[1:] if words is None else words))
-    except RouterError as error:
-        for line in error.message.splitlines():
-            print(f"{parser.prog}: {line}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILURE
-    except BrokenPipeError:  # `… list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILURE
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{parser.prog}: {where}{error.strerror or error}", file=sys.stderr)
-        return EXIT_FAILURE
-    except SystemExit as stop:  # after --help
-        return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+
+    def work() -> int:
+        try:
+            return command(parser.parse(sys.argv[1:] if words is None else words))
+        except KeyboardInterrupt:
+            print(f"{parser.prog}: stopped", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+    return ended(parser.prog, work)
 
 
 def general(parser: Parser, *, model_dir: bool = True) -> None:
@@ -83,10 +75,12 @@ def model_folders(given: Path | None) -> list[Path]:
 
     ``given`` comes before MLX_MODEL_DIR (one or several, divided as in PATH), and ~/models is last.
     """
+    from mlx_router.config.files import expanded
+
     named = os.environ.get("MLX_MODEL_DIR", "").split(os.pathsep)
     folders = [Path(os.path.expandvars(name)) for name in named if name]
     chosen = [given] if given is not None else folders or [Path("~/models")]
-    return [Path(os.path.abspath(folder.expanduser())) for folder in chosen]
+    return [Path(os.path.abspath(expanded(folder))) for folder in chosen]
 
 
 def catalog_of(folders: Sequence[Path]) -> Catalog:
@@ -101,10 +95,6 @@ def catalog_of(folders: Sequence[Path]) -> Catalog:
     catalog = Catalog(here, link_roots=[*folders, *roots])
     catalog.refresh()
     return catalog
-
-
-def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def file_name(model_id: str) -> str:

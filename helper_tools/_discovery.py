@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from mlx_router.catalog.folder import ModelFolder, Problem
 from mlx_router.catalog.inspect import inspect_folder, template_source
 from mlx_router.catalog.names import is_model_name
+from mlx_router.config.files import expanded
 from mlx_router.config.settings import DefaultSettings, ModelSettings
 from mlx_router.domain import GIB, ModelCard, ModelKind
 from mlx_router.errors import ConfigError, RouterError
@@ -75,7 +76,7 @@ def find(name: str, folders: Sequence[Path]) -> Subject:
     """The model at a path, or of that id in the model directories. Raises ModelNotFound,
     ConfigError, and RouterError for a model that cannot be used."""
     catalog = catalog_of(folders)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         path = path.resolve()
         for card in catalog.cards():

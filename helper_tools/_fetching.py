@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -11,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from _local import AGAIN, LocalModel, put_in_place
+from _local import LocalModel
 
+from mlx_router.cli.copies import AGAIN, replace_model
 from mlx_router.cli.pull import explained
 from mlx_router.cli.pull import fetch as fetch_with_progress
 from mlx_router.domain import GIB
@@ -64,9 +64,7 @@ def fetch(order: Order, before: LocalModel) -> None:
     if not _explained(order, partial(fetch_with_progress, job)):
         raise KeyboardInterrupt
     if place != order.folder:
-        put_in_place(place / order.name, order.folder / order.name)
-        if all(not file.is_file() or file.name.endswith(".lock") for file in place.rglob("*")):
-            shutil.rmtree(place, ignore_errors=True)
+        replace_model(order.folder, order.name)
 
 
 def _place(order: Order, before: LocalModel) -> Path:

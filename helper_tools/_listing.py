@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _common import print_json
 from _local import LocalModel, local_models
 from _suggestions import SUGGESTIONS
 
 from mlx_router.cli.parser import EXIT_OK
-from mlx_router.cli.terminal import Terminal, gigabytes
+from mlx_router.cli.terminal import Terminal, gigabytes, print_json
 from mlx_router.errors import ConfigError
 
 PROGRAM = "mlx_downloader.py"
+# Words of problems with the files themselves, which the Hub has whole.
+_DAMAGED = re.compile(
+    r"is damaged|is not valid JSON|not a safetensors file|web page|Git LFS pointer"
+)
+_UNSUPPORTED = re.compile(r"which the installed (\S+) does not support")
 
 
 def numbered_models(folders: Sequence[Path]) -> list[LocalModel]:
@@ -88,11 +94,12 @@ def show_list(folders: Sequence[Path], *, as_json: bool) -> int:
         rows.append(
             (model.id, str(number), model.state, size, machine, about.good_for if about else "")
         )
-    terminal.table(("model", "no.", "state", "size", "machine", "good for"), rows)
+    headers = ("model", "no.", "state", "size", "machine", "good for")
+    terminal.table(headers, rows, optional=2)
     terminal.line()
     terminal.line(
-        "Sizes with ~ are approximate, as is the memory of a machine that a model suits. Download "
-        f"one by its number: {PROGRAM} 4"
+        "Sizes with ~ are approximate, as is the memory of a machine that a model suits (in a wide "
+        f"terminal, or with --json). Download one by its number: {PROGRAM} 4"
     )
     terminal.line(f"model directory: {', '.join(map(str, folders))}")
     return EXIT_OK
@@ -123,7 +130,7 @@ def show_status(folders: Sequence[Path], name: str | None, *, as_json: bool) -> 
     )
     for model in models:
         if model.problem is not None:
-            terminal.item(model.id, f"{model.problem}. {_advice(model)}")
+            terminal.item(model.id, f"{model.problem}. {advice(model)}".rstrip())
     return EXIT_OK
 
 
@@ -150,13 +157,38 @@ def _describe(model: LocalModel, terminal: Terminal) -> None:
         terminal.line(f"  needs    {gigabytes(card.required_bytes)} of memory")
     if model.problem is not None:
         terminal.line(f"  problem  {model.problem}")
-    if advice := _advice(model):
-        terminal.line(f"  next     {advice}")
+    if next_step := advice(model):
+        terminal.line(f"  next     {next_step}")
 
 
-def _advice(model: LocalModel) -> str:
-    if model.state == "incomplete":
+def advice(model: LocalModel) -> str:
+    """What to do next; empty if there is nothing to do, or if the problem says it. Only files that
+    are missing or damaged are worth another download."""
+    if model.state == "not_downloaded":
+        return f"Download it: {PROGRAM} {model.id}"
+    problem = model.problem or ""
+    if library := _UNSUPPORTED.search(problem):
+        return (
+            f"Another download does not help: update {library[1]} (git pull, uv sync), or take "
+            "another model."
+        )
+    unfinished = model.state == "incomplete"
+    if not unfinished and not _DAMAGED.search(problem):
+        return ""
+    if model.path is not None and model.path.parent.name == "snapshots":
+        return f"It lies in a Hugging Face cache: uv run hf download {model.id}"
+    if model.path is not None and (place := _links_to(model.path)) is not None:
+        return f"It is linked here, and left alone: put it right where it lies, in {place}"
+    if unfinished:
         return f"Go on: {PROGRAM} {model.id}; or delete what is here: {PROGRAM} clean {model.id}"
-    if model.state == "error":
-        return f"Fetch it anew: {PROGRAM} {model.id} --force-redownload"
-    return f"Download it: {PROGRAM} {model.id}" if model.state == "not_downloaded" else ""
+    return f"Fetch it anew: {PROGRAM} {model.id} --force-redownload"
+
+
+def _links_to(folder: Path) -> Path | None:
+    """Where a model lies that is linked here, as a folder or file by file; None if it lies here."""
+    if folder.is_symlink() or folder.parent.is_symlink():
+        return Path(os.path.realpath(folder))
+    for file in sorted(folder.iterdir()):
+        if file.is_symlink():
+            return Path(os.path.realpath(file)).parent
+    return None

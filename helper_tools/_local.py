@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,13 +13,12 @@ from pathlib import Path
 from _common import catalog_of
 
 from mlx_router.catalog.folder import is_partial
+from mlx_router.cli.copies import AGAIN, is_incomplete
 from mlx_router.domain import ModelCard
 from mlx_router.errors import RouterError
 
 STAGING = ".downloads"  # where mlx_router.downloads puts what is not complete
-AGAIN = ".redownload"  # a model directory for what replaces a model once it is complete
 
-_UNFINISHED = re.compile(r"^the download is incomplete|\bis (missing|truncated|empty)\b")
 _STAGED = re.compile(r"(?P<org>[^/]+?)--(?P<name>[^/]+)")
 
 
@@ -73,7 +71,7 @@ def _of(card: ModelCard) -> LocalModel:
     if card.problem is None:
         state = State.COMPLETE
     else:
-        state = State.INCOMPLETE if _UNFINISHED.search(card.problem) else State.ERROR
+        state = State.INCOMPLETE if is_incomplete(card.problem) else State.ERROR
     return LocalModel(card.id, state, card.path, card.size_bytes, card.problem, card)
 
 
@@ -147,24 +145,6 @@ def _alone(place: Path) -> Iterator[None]:
         yield
     finally:
         locked.__exit__(None, None, None)
-
-
-def put_in_place(new: Path, target: Path) -> None:
-    """Let a folder take another one's place on the same disk. If the process is killed in between,
-    the old one is beside it under a hidden name."""
-    old = target.with_name(f".{target.name}.replaced")
-    if old.exists():
-        shutil.rmtree(old)
-    if target.exists():
-        os.rename(target, old)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.rename(new, target)
-    except OSError:
-        if old.exists():
-            os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def delete_model(model: LocalModel, folders: Sequence[Path]) -> None:

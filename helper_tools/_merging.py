@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mlx_router.config.files import replace_text, text_beside
 from mlx_router.config.loading import load_settings
 from mlx_router.errors import ConfigError
 
@@ -76,18 +75,11 @@ def write(change: Merge) -> Path | None:
     now = path.read_text(encoding="utf-8-sig") if path.exists() else ""
     if now != change.before:
         raise ConfigError(f"{path} has changed meanwhile: give the command again")
-    temporary = _temporary(path, change.after)
-    try:
-        if path.exists():
-            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-            backup = path.with_name(f"{path.name}.{stamp}.bak")
-            shutil.copy2(path, backup)
-            shutil.copymode(path, temporary)
-        else:
-            temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if path.exists():
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        backup = path.with_name(f"{path.name}.{stamp}.bak")
+        shutil.copy2(path, backup)
+    replace_text(path, change.after)
     return backup
 
 
@@ -99,7 +91,7 @@ def _indent(text: str) -> int | str:
 
 def _check(path: Path, text: str) -> None:
     """Raises ConfigError for a content with which the router would not start."""
-    temporary = _temporary(path, text)
+    temporary = text_beside(path, text)
     try:
         load_settings(temporary, environ={})
     except ConfigError as error:
@@ -107,13 +99,3 @@ def _check(path: Path, text: str) -> None:
         raise ConfigError(f"{message}\nNothing was written.") from None
     finally:
         temporary.unlink()
-
-
-def _temporary(path: Path, text: str) -> Path:
-    """A new file with that text beside ``path``, readable by this user alone."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return Path(name)

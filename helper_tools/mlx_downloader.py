@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from _common import EXIT_CODES, general, load_in_process, model_folders, run
-from _listing import PROGRAM, local_model, resolve, show_list, show_status
+from _listing import PROGRAM, advice, local_model, resolve, show_list, show_status
 
 from mlx_router.cli.parser import EXIT_FAILURE, EXIT_OK, Parser
 from mlx_router.cli.terminal import gigabytes
@@ -135,10 +135,8 @@ def download(folders: Sequence[Path], name: str, arguments: argparse.Namespace) 
         print(f"{name} is here already: {before.path} (--force-redownload fetches it anew)")
         return EXIT_OK
     if before.state is State.ERROR and not arguments.force_redownload:
-        raise RouterError(
-            f"{name} is here, but cannot be used: {before.problem}. To fetch it anew, add "
-            "--force-redownload."
-        )
+        why = f"{before.problem}. {advice(before)}".rstrip()
+        raise RouterError(f"{name} is here, but cannot be used: {why}")
     if arguments.dry_run:
         files = plan(order, before)
         size, here = sum(each.file.size for each in files), sum(each.done for each in files)
@@ -172,10 +170,11 @@ def verify(folders: Sequence[Path], model: LocalModel) -> int:
         return EXIT_OK
     except RouterError as error:
         print(
-            f"{PROGRAM}: {model.id} was downloaded, but does not load: {error.message}\nTo fetch "
-            f"it anew: {PROGRAM} {model.id} --force-redownload",
+            f"{PROGRAM}: {model.id} was downloaded, but does not load: {error.message}",
             file=sys.stderr,
         )
+        if next_step := advice(local_model(model.id, folders)):
+            print(next_step, file=sys.stderr)
         return EXIT_FAILURE
     needs = gigabytes(told["required_bytes"])
     print(f"verified: loaded in {told['load_seconds']:.1f} s; it needs {needs} of memory")

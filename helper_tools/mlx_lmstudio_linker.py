@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _common import EXIT_CODES, catalog_of, general, model_folders, print_json, run
+from _common import EXIT_CODES, catalog_of, general, model_folders, run
 from _links import LinkState, Place, link, look, places, state_of, unlink
 
 from mlx_router.cli.parser import EXIT_FAILURE, EXIT_OK, Parser
-from mlx_router.cli.terminal import Terminal, gigabytes
+from mlx_router.cli.terminal import Terminal, gigabytes, print_json
 from mlx_router.errors import ConfigError, RouterError
 
 if TYPE_CHECKING:
@@ -139,8 +139,9 @@ def _is_usual(studio: Path) -> bool:
 def lm_studio(given: Path | None) -> Path:
     """LM Studio's model folder, absolute. Raises RouterError if there is none."""
     from mlx_router.catalog.stores import lm_studio_folders
+    from mlx_router.config.files import expanded
 
-    folder = lm_studio_folders(Path.home())[0] if given is None else given.expanduser()
+    folder = lm_studio_folders(Path.home())[0] if given is None else expanded(given)
     if not folder.is_dir():
         raise RouterError(
             f"LM Studio's model folder was not found at {folder}. Start LM Studio once, or name "
@@ -279,11 +280,13 @@ def show_list(direction: Direction, *, as_json: bool) -> int:
         return EXIT_OK
     terminal = Terminal()
     if found:
-        rows = [
-            (each.card.id, gigabytes(each.card.size_bytes), each.state, each.reason)
-            for each in found
-        ]
-        terminal.table(("model", "size", f"in {direction.name}", ""), rows)
+        rows = [(each.card.id, gigabytes(each.card.size_bytes), each.state) for each in found]
+        terminal.table(("model", "size", f"in {direction.name}"), rows)
+        reasons = [(each.card.id, each.reason) for each in found if each.reason]
+        if reasons:
+            terminal.line()
+        for name, reason in reasons:
+            terminal.item(name, reason)
     else:
         terminal.line(f"no models of its own in {', '.join(map(str, direction.sources))}")
     return EXIT_OK

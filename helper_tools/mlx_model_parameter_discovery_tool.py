@@ -18,12 +18,11 @@ from _common import (
     general,
     load_in_process,
     model_folders,
-    print_json,
     run,
 )
 
 from mlx_router.cli.parser import EXIT_OK, Parser
-from mlx_router.cli.terminal import Terminal, gigabytes, tokens
+from mlx_router.cli.terminal import Terminal, gigabytes, print_json, tokens
 from mlx_router.domain import ModelKind
 from mlx_router.errors import ConfigError
 

@@ -252,7 +252,8 @@ def settings(**server: Any) -> Settings:
 
 
 def app_for(manager: FakeManager) -> FastAPI:
-    return create_app(manager, manager.settings)
+    """``manager`` is told to end as a server's process would be."""
+    return create_app(manager, manager.settings, end=lambda: manager.life.append("end"))
 
 
 def client_for(

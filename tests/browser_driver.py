@@ -77,6 +77,6 @@ def watched(browser: Browser, origin: str, path: str = "", **context: Any) -> It
         if path:
             seen.page.goto(f"{origin}{path}")
         yield seen
-        assert seen.unexcused() == []
+        assert not seen.unexcused(), seen.unexcused()
     finally:
         fresh.close()

@@ -32,7 +32,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # Files that take longest come first: else one worker ends alone with one of them.
-_LONGEST = ("test_docs", "test_benchmarks", "test_vision_engine", "test_soak", "test_downloads")
+_LONGEST = ("test_benchmarks", "test_vision_engine", "test_soak", "test_downloads")
 
 
 def pytest_configure() -> None:

@@ -84,7 +84,10 @@ class Machine:
         )
         self.stub(
             "systemctl",
-            f'{note}\ncase "$2" in is-active) {loaded} ;; is-failed) exit 1 ;; esac\n'
+            f'{note}\ncase "$2" in is-failed) exit 1 ;; is-active)\n'
+            f'  [ -f "{self.state}/loaded" ] || {{ echo inactive; exit 3; }}\n'
+            f'  [ ! -f "{self.state}/crash-loop" ] || {{ echo activating; exit 3; }}\n'
+            f"  echo active; exit ;;\nesac\n"
             f'case "$2" in start | stop | enable) {fake} systemctl "$@" ;; esac',
         )
         self.stub_python("python3.13", "3.13.1")

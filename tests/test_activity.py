@@ -182,6 +182,13 @@ async def test_a_client_that_leaves_in_any_phase_leaves_no_request(phase: Phase)
         assert dict(manager.activity.tallies["scripted"].requests) == {"cancelled": 1}
 
 
+def test_the_limit_of_a_request_is_that_of_all_its_choices() -> None:
+    activity = Activity()
+    with activity.request("chat", "m", "r", choices=3) as one:
+        one.on_event(Started("m", prompt_tokens=7, max_tokens=20))
+        assert one.max_tokens == 60
+
+
 @pytest.mark.parametrize("after", [Started, Delta])
 async def test_a_reader_that_stops_reading_leaves_no_request(after: type[GenerationEvent]) -> None:
     async with start() as (manager, _):

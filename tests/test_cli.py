@@ -13,7 +13,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -467,6 +467,130 @@ def test_a_url_that_is_no_address_is_one_clear_line_and_code_1(url: str, run: Ru
         f"mlx-router: {url!r} is not the address of a server; name it with --url, like "
         "http://127.0.0.1:8800\n"
     )
+
+
+@contextmanager
+def asked(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """An HTTP server's address, and what it is asked, a request each; it always says ``answer``."""
+    requests: list[bytes] = []
+
+    def talk() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    requests.append(client.recv(65_536))
+                    client.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(20)
+
+
+NOTHING_CHANGED = (0, "Nothing has changed.\n", "")
+
+
+def test_the_key_of_the_config_goes_to_the_server_of_the_config_only(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with asked(http('{"changes": []}')) as (url, requests):
+        config = {"server": {"api_keys": ["c0nfig"], "ip": "127.0.0.1"}}
+        config["server"]["port"] = int(url.rpartition(":")[2])  # type: ignore[assignment]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert run("reload") == NOTHING_CHANGED
+        assert b"Bearer c0nfig" in requests[-1]
+        assert run("reload", "--url", url) == NOTHING_CHANGED
+        assert b"uthorization" not in requests[-1]
+        assert run("reload", "--url", url, "--api-key", "0ption") == NOTHING_CHANGED
+        assert b"Bearer 0ption" in requests[-1]
+        monkeypatch.setenv("MLX_ROUTER_API_KEY", "env1ron")
+        assert run("reload", "--url", url) == NOTHING_CHANGED
+        assert b"Bearer env1ron" in requests[-1]
+
+
+def test_nobody_can_send_a_command_to_another_server(run: Run) -> None:
+    with asked(http('{"changes": []}')) as (other, requests):
+        for status in ("301 Moved", "302 Found", "307 Again", "308 There"):
+            moved = f"HTTP/1.1 {status}\r\nlocation: {other}\r\ncontent-length: 0\r\n\r\n"
+            with asked(moved.encode()) as (url, _):
+                code, out, err = run("models", "--url", url, "--api-key", "s3cret")
+            assert (code, out) == (1, "")
+            assert STRANGER in err
+        assert requests == []
+
+
+@pytest.mark.parametrize(
+    "key", ["with a blank", "line\nbreak", "\x1b[2J", "kl\u00fc\u010d", "\u20ac"]
+)
+def test_a_key_that_no_server_has_is_wrong_use_and_never_shown(key: str, run: Run) -> None:
+    code, out, err = run("reload", "--url", "http://127.0.0.1:9", "--api-key", key)
+    assert (code, out) == (2, "")
+    assert err.startswith("mlx-router: --api-key: this is no API key; use ASCII letters")
+    assert key not in err
+
+
+def test_two_addresses_of_a_server_are_wrong_use(run: Run) -> None:
+    code, out, err = run("reload", "--url", "http://127.0.0.1:9", "-p", "8801")
+    assert (code, out) == (2, "")
+    assert err == "mlx-router: --url and -p both say where the server is: use one of them\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["models", "--local", "--model-dir", "~nosuchuser/x"], ["--model-dir", "~nosuchuser/x"]),
+        *(["config", "check", "~nosuchuser/x"], ["config", "import", "~nosuchuser/x"]),
+        ["pull", "org/name", "--model-dir", "~nosuchuser/x"],
+        ["status", "--config", "~nosuchuser/x"],
+        ["chat", "-m", "Hello.", "--image", "~nosuchuser/x"],
+        ["config", "import", "x.yaml", "--output", "~nosuchuser/x"],
+    ],
+)  # fmt: skip
+def test_a_home_that_there_is_not_is_one_clear_line(words: list[str], run: Run) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err == (
+        "mlx-router: ~nosuchuser/x: there is no user with a home folder for ~nosuchuser; "
+        "write the whole path\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{} config show > /dev/full", "mlx-router: .*No space left on device\n"),
+        ("{} --help > /dev/full", "mlx-router: .*No space left on device\n"),
+        ("{tool} --help > /dev/full", "mlx_downloader.py: .*No space left on device\\n"),
+        ("{} config show >&-", "mlx-router: stdout is closed; send it to a file, .*\n"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_clear_line(line: str, message: str) -> None:
+    code, out, err = shell(line)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(message, err), err
+
+
+def test_letters_that_a_terminal_lacks_are_no_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"default_model": "\u20ac\u4e2d"}', encoding="utf-8")
+    code, out, err = shell(f"cd '{tmp_path}'; PYTHONIOENCODING=ascii {{}} config show")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["default_model"] == "??"
+
+
+def shell(line: str) -> tuple[int, str, str]:
+    """What a shell's line with the program for ``{}`` ends with."""
+    tool = f"'{sys.executable}' '{CHECKOUT / 'helper_tools' / 'mlx_downloader.py'}'"
+    program = f"PYTHONPATH='{CHECKOUT}' '{sys.executable}' -m mlx_router"
+    done = subprocess.run(
+        ["sh", "-c", line.replace("{}", program).replace("{tool}", tool)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("ip", ["::1", "::", "127.0.0.1", "0.0.0.0"])

@@ -15,8 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
+from mlx_router import MLXModelManager
+from mlx_router.cli import chat_session
+from mlx_router.cli.chat_answers import LocalAnswers, Options
 from mlx_router.cli.main import main
 from mlx_router.cli.terminal import without_controls
+from mlx_router.config import Settings
 from tests.media_support import encoded, gradient
 from tests.models import make_model
 from tests.server import ServerProcess
@@ -188,6 +192,28 @@ def test_an_unknown_model_in_this_process_is_code_1_and_the_nearest_is_named(run
     code, out, err = run("scripted-visoin", "--engine", "scripted", "-m", "Hello.")
     assert (code, out) == (1, "")
     assert "The nearest are: scripted-vision" in err
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("it's me.jpg", "/image it's me.jpg: there is no such file"),
+        ("~nosuchuser/x", "~nosuchuser/x: there is no user with a home folder"),
+        ("x" * 5000, "name"),
+        ("none.jpg", "there is no such file"),
+    ],
+)
+def test_an_image_that_cannot_be_shown_is_one_line_and_the_conversation_goes_on(
+    names: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter([f"/image {names}", "/system Be brief.", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    monkeypatch.setattr(chat_session, "_edit_lines", lambda *_: None)
+    with MLXModelManager(Settings(), engine="scripted") as manager:
+        assert chat_session.Session(LocalAnswers(manager), None, None, Options()).run() == 0
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert said in out
+    assert "The system prompt is set." in out
 
 
 def test_an_answer_cannot_steer_the_terminal() -> None:

@@ -310,6 +310,26 @@ def test_models_that_cannot_be_used_are_named_with_the_reason(
     assert bad[1].startswith("tiny/bad cannot be used: ")
 
 
+def test_a_model_is_to_be_fetched_again_only_where_that_helps(
+    doctor: Doctor, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models" / "tiny"
+    for name in ("cut", "linked", "unknown"):
+        shutil.copytree(DEMO, (tmp_path if name == "linked" else folder) / name)
+    os.truncate(folder / "cut" / "model.safetensors", 1000)
+    (tmp_path / "linked" / "model.safetensors").unlink()
+    (folder / "linked").mkdir()
+    for file in (tmp_path / "linked").iterdir():
+        (folder / "linked" / file.name).symlink_to(file)
+    write_config(defaults={"model_directory": [str(tmp_path / "models"), str(tmp_path / "linked")]})
+    config = (DEMO / "config.json").read_text().replace('"qwen3"', '"not_yet_known"')
+    (folder / "unknown" / "config.json").write_text(config)
+    fixes = {text.split()[0]: fix for _, text, fix in of(doctor()[1], "models")}
+    assert fixes["tiny/cut"].startswith("fetch it again with `mlx-router pull tiny/cut`")
+    assert fixes["tiny/linked"].startswith("it is linked from another program")
+    assert fixes["tiny/unknown"].startswith("there is nothing to fetch: update MLX Router")
+
+
 def test_a_folder_that_may_not_be_read_is_a_problem(
     doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

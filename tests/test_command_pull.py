@@ -243,11 +243,65 @@ def test_a_full_disk_is_told_of_before_anything_is_fetched(
 
 def test_an_unusable_folder_in_the_way_is_named(pull: Pull, models: Path, source: Path) -> None:
     (models / MODEL).mkdir(parents=True)
-    shutil.copy(source / "config.json", models / MODEL)
+    (models / MODEL / "config.json").write_text("{}")
     code, _, err = pull(MODEL)
     assert code == 1
     assert f"{models / MODEL} is there, and cannot be used: " in err
     assert "Remove the folder, then pull again." in err
+
+
+def test_a_folder_with_missing_or_truncated_files_is_completed(
+    pull: Pull, models: Path, source: Path
+) -> None:
+    shutil.copytree(source, models / MODEL)
+    os.truncate(models / MODEL / WEIGHTS, HALF)
+    code, out, _ = pull(MODEL, "--dry-run")
+    assert code == 0
+    assert out.endswith(f"would be fetched into {models / MODEL}\n")
+    code, out, _ = pull(MODEL)
+    assert (code, out) == (0, f"{MODEL} is here: {models / MODEL} (4 MB)\n")
+    assert same_files(models / MODEL, source)
+    assert sorted(os.listdir(models)) == [MODEL.split("/")[0]]
+
+
+def test_a_linked_model_is_left_alone_and_said_to_be_linked(
+    pull: Pull, hub: HubServer, models: Path, source: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(source, elsewhere)
+    (models / MODEL).parent.mkdir(parents=True)
+    (models / MODEL).symlink_to(elsewhere)
+    assert pull(MODEL)[:2] == (0, f"{MODEL} is here already, linked: {models / MODEL}\n")
+    (elsewhere / WEIGHTS).unlink()
+    code, _, err = pull(MODEL)
+    assert code == 1
+    assert "It is a link, or made of links, to another program's files, and is left alone" in err
+    assert (models / MODEL).is_symlink()
+    assert not hub.seen
+
+
+def test_of_a_model_that_is_not_supported_nothing_is_fetched(
+    pull: Pull, hub: HubServer, models: Path, source: Path
+) -> None:
+    shutil.copytree(source, models / MODEL)
+    config = (source / "config.json").read_text().replace('"qwen3"', '"not_yet_known"')
+    (models / MODEL / "config.json").write_text(config)
+    code, _, err = pull(MODEL)
+    assert code == 1
+    assert "which the installed mlx-lm does not support. There is nothing to fetch" in err
+    assert "pull again" not in err
+    assert not hub.seen
+
+
+def test_a_revision_is_not_said_to_be_here_because_some_copy_is(
+    pull: Pull, hub: HubServer, models: Path, source: Path
+) -> None:
+    shutil.copytree(source, models / MODEL)
+    code, out, err = pull(MODEL, "--revision", "v1")
+    assert (code, out) == (1, "")
+    assert "nothing says of which revision it is. To get v1, remove that folder" in err
+    assert "--model-dir" in err
+    assert not hub.seen
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(

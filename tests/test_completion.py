@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_router.cli.completion import SHELLS, whole_parser
+from mlx_router.cli.completion import SHELLS, script
 from mlx_router.cli.main import COMMANDS, main
 from mlx_router.cli.parser import Parser
 
@@ -51,10 +51,7 @@ def environment(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def scripts() -> dict[str, str]:
-    import shtab
-
-    parser = whole_parser()
-    return {shell: shtab.complete(parser, shell=shell) for shell in SHELLS}
+    return {shell: script(shell) for shell in SHELLS}
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +169,29 @@ def test_scripts_are_what_their_shells_expect(scripts: dict[str, str]) -> None:
     ]
     closed = [line for line in lines if re.match(r"\s*end\b", line)]
     assert len(opened) == len(closed)
+
+
+def test_zsh_looks_for_models_when_one_is_completed_and_not_before(scripts: dict[str, str]) -> None:
+    function = "_mlx_router_models() {"
+    before, _, after = scripts["zsh"].partition(function)
+    body, _, rest = after.partition("\n}")
+    assert "mlx-router completion models" in body
+    assert "mlx-router completion models" not in before + rest
+    assert ":_mlx_router_models" in rest
+
+
+def test_the_bash_script_can_be_evaluated_as_the_help_says(
+    home: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = 'eval "$(mlx-router completion bash)"'
+    assert main(["completion", "--help"]) == 0
+    assert line in capsys.readouterr().out
+    done = subprocess.run(
+        ["bash", "--norc", "-c", f"{line} && complete -p mlx-router"],
+        cwd=home, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("mlx-router\n")
 
 
 def test_help_imports_nothing_heavy() -> None:

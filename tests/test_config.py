@@ -264,6 +264,15 @@ def test_a_variable_at_fault_is_named() -> None:
     assert line.startswith('MLX_ROUTER_PORT: server.port: "many" is not allowed')
 
 
+def test_a_key_as_config_show_masks_it_opens_nothing(write: Write) -> None:
+    for keys in ({"me": "***"}, ["s3cret", "***"]):
+        path = write({"server": {"api_keys": keys}})
+        with pytest.raises(ConfigError, match=r"server.api_keys: \*\*\* is no key: .*config show"):
+            load_settings(path)
+    with pytest.raises(ConfigError, match=r"MLX_ROUTER_API_KEY: .*\*\*\* is no key"):
+        load_settings(None, environ={"MLX_ROUTER_API_KEY": "***"})
+
+
 def test_no_message_holds_a_key(write: Write) -> None:
     path = write({"server": {"api_keys": {"me": "s3cret with space", "you": ["s3cret"]}}})
     lines = faults(path) + faults(None, environ={"MLX_ROUTER_API_KEY": "s3cret too"})

@@ -401,6 +401,38 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(run: Run) -> None:
     assert run("hub.yaml", "--merge", "--force")[0] == 2
 
 
+def test_a_config_that_is_named_with_a_home_is_not_overwritten_either(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(HUB_YAML)
+    there = tmp_path / "mine.json"
+    there.write_text("{}")
+    code, _, err = run("hub.yaml", "--output", "~/mine.json")
+    assert code == 2
+    assert "is there already, and nothing was written" in err
+    monkeypatch.setenv("MLX_ROUTER_CONFIG", "~/mine.json")
+    assert run("hub.yaml")[0] == 2
+    assert there.read_text() == "{}"
+    assert run("hub.yaml", "--force")[0] == 0
+    assert there.read_text() != "{}"
+
+
+def test_what_is_beside_the_config_stays_as_it_is_and_a_new_one_is_its_owners(run: Run) -> None:
+    write(HUB_YAML)
+    Path("config.json.new").write_text("of the installer")
+    assert run("hub.yaml")[0] == 0
+    assert Path("config.json.new").read_text() == "of the installer"
+    assert stat.S_IMODE(Path("config.json").stat().st_mode) == 0o600
+    assert sorted(path.name for path in Path().iterdir()) == [
+        *("config.json", "config.json.new", "hub.yaml")
+    ]
+
+
+def test_a_server_that_is_no_section_is_named_as_wrong() -> None:
+    wrong = notes("server: [a, b]\nmodels:\n  - model_path: org/name\n", Outcome.WRONG)
+    assert wrong == {(1, "server"): "a, b is no section with keys; it was left out"}
+
+
 def test_a_merge_that_does_not_fit_writes_nothing(run: Run) -> None:
     write(HUB_YAML)
     there = json.dumps({"models": {"mine": {"aliases": ["coder"]}}})

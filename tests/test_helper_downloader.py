@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 import mlx_router
+from mlx_router.cli.copies import put_in_place
+from mlx_router.cli.terminal import Terminal
 from mlx_router.domain import ModelCard
 from mlx_router.downloads import hub as hub_client
 from mlx_router.downloads import transfer
@@ -119,7 +122,7 @@ def test_a_model_that_does_not_load_is_a_failure(
     said = tool.fails(1, MODEL)
     assert "was downloaded, but does not load" in said
     assert "does not exist" in said
-    assert "--force-redownload" in said
+    assert f"Download it: mlx_downloader.py {MODEL}" in said
 
 
 def test_a_process_that_was_killed_while_it_loaded_is_told(
@@ -313,7 +316,6 @@ def test_a_state_is_one_of_four(tool: Tool, models: Path, source: Path) -> None:
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"qwen3"', '"unheard_of"'))
     assert state(tool) == "error"
-    assert "--force-redownload" in tool("status", MODEL).out
     (folder / "config.json").write_text(config)
     (folder / WEIGHTS).unlink()
     assert state(tool) == "incomplete"
@@ -323,6 +325,50 @@ def test_a_state_is_one_of_four(tool: Tool, models: Path, source: Path) -> None:
     (staging / "config.json").write_text("{}")
     assert state(tool) == "incomplete"
     assert "0 complete of 1" in tool("status").out
+
+
+def test_only_what_is_missing_or_damaged_is_to_be_downloaded_again(
+    tool: Tool, models: Path, source: Path
+) -> None:
+    config = copy_model(source, models / MODEL) / "config.json"
+    text = config.read_text()
+    for broken, again in (
+        (text.replace('"qwen3"', '"unheard_of"'), False),
+        (text.replace("{", '{"auto_map": {"AutoModel": "x.y"},', 1), False),
+        (text[:-9], True),
+    ):
+        config.write_text(broken)
+        shown = tool("status", MODEL).out + tool("status").out + tool.fails(1, MODEL)
+        assert shown.count("--force-redownload") == 3 * again
+        assert shown.count("update mlx-lm") == 3 * ("unheard_of" in broken)
+    config.write_text(text)
+    truncate_shard(config.parent)
+    assert f"Go on: mlx_downloader.py {MODEL}" in tool("status", MODEL).out
+
+    elsewhere = models / "elsewhere"
+    config.parent.rename(elsewhere)
+    config.parent.symlink_to(elsewhere)
+    told = tool("status", MODEL).out
+    config.parent.unlink()
+    config.parent.mkdir()
+    for file in elsewhere.iterdir():
+        (config.parent / file.name).symlink_to(file)
+    for shown in (told, tool("status", MODEL).out):
+        assert f"left alone: put it right where it lies, in {elsewhere}" in shown
+        assert "mlx_downloader.py" not in shown
+
+
+@pytest.mark.parametrize(("width", "gone"), [(80, "machine"), (120, "good for")])
+def test_the_list_leaves_out_columns_before_names_fold(
+    tool: Tool, width: int, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = helper_module("_listing")
+    monkeypatch.setattr(listing, "Terminal", partial(Terminal, width=width))
+    table = tool("list").out.split("\n\n")[0]
+    names = [each.id for each in listing.SUGGESTIONS]
+    assert max(map(len, table.splitlines())) <= width
+    assert [name for name in names if name not in table and len(name) + 31 <= width] == []
+    assert gone not in table
 
 
 @pytest.mark.parametrize(
@@ -442,11 +488,10 @@ def test_the_tools_explain_themselves_at_once() -> None:
 
 
 def test_a_model_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    local = helper_module("_local")
     new, target = tmp_path / "new", tmp_path / "org" / "model"
     for folder in (new, target):
         folder.mkdir(parents=True)
         (folder / folder.name).write_text("")
-    local.put_in_place(new, target)
+    put_in_place(new, target)
     assert [file.name for file in target.iterdir()] == ["new"]
     assert [folder.name for folder in target.parent.iterdir()] == ["model"]

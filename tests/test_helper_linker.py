@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import mlx_router
-from tests.helper_support import Tool
+from mlx_router.cli.terminal import Terminal
+from tests.helper_support import Tool, helper_module
 from tests.models import copy_model, truncate_shard
 
 DEMO = Path(mlx_router.__file__).parent / "demo" / "model"
@@ -244,6 +246,18 @@ def test_linking_again_follows_a_model_that_has_changed(
     assert states(tool) == {MODEL: "linked"}
     assert (studio / MODEL / "new.json").exists()
     assert not (studio / MODEL / "generation_config.json").is_symlink()
+
+
+def test_the_list_at_80_columns_has_whole_names_and_reasons_below(
+    tool: Tool, models: Path, studio: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linker = helper_module("mlx_lmstudio_linker")
+    monkeypatch.setattr(linker, "Terminal", partial(Terminal, width=80))
+    long = "mlx-community/Mistral-Small-3.2-24B-Instruct-2506-4bit"
+    truncate_shard(copy_model(models / MODEL, models / long))
+    table, reasons = tool("list").out.split("\n\n")
+    assert [line.split()[0] for line in table.splitlines()] == ["model", long, MODEL]
+    assert f"{long}: cannot be used" in reasons
 
 
 def test_a_model_that_cannot_be_used_is_not_linked(tool: Tool, models: Path, studio: Path) -> None:

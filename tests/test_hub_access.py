@@ -106,9 +106,28 @@ def test_everything_works_with_the_keyboard_alone(
         assert focused(page) == "message"
         press("Escape")
         expect(page.locator(".turn-note").last).to_have_text("Stopped")
+        expect(page.locator("#message")).to_have_value("Tell me a story.")
         tab_to(page, "log-pause")
         press("Enter")
         expect(page.get_by_role("button", name="Resume")).to_be_focused()
+
+
+def test_the_focus_stays_when_a_row_before_it_goes(hub: Watched) -> None:
+    kept = hub.page.evaluate(
+        """async () => {
+            const { el, follow } = await import("/hub/assets/dom.js");
+            const list = document.querySelector("main").appendChild(el("div"));
+            const create = (key) => ({ node: el("button", {}, key) });
+            const show = (...keys) => follow(list, keys, (key) => key, create, () => {});
+            show("a", "b", "c");
+            list.children[1].focus();
+            show("b", "c");
+            const kept = [document.activeElement.textContent, list.textContent];
+            list.remove();
+            return kept;
+        }"""
+    )
+    assert kept == ["b", "bc"]
 
 
 def test_tab_goes_through_the_page_and_leaves_it(hub: Watched) -> None:

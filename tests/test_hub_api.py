@@ -369,7 +369,7 @@ class Stopping(FakeManager):
 async def test_events_tell_the_state_what_memory_was_and_new_lines() -> None:
     manager = FakeManager()
     memory = manager.activity.memory
-    memory.extend(MemorySample(float(t), 2**30, 2**29, 0, "normal") for t in (1, 2))
+    memory.extend(MemorySample(t, float(t), 2**30, 2**29, 0, "normal") for t in (1, 2))
     say("one", "two")
     async with serving(app_for(manager), lifespan="off") as base, watching(base) as events:
         first = await anext(events)
@@ -382,9 +382,9 @@ async def test_events_tell_the_state_what_memory_was_and_new_lines() -> None:
         ]
         lines = await next_of(events, "log")
         assert [line["text"][-3:] for line in lines] == ["one", "two"]
-        memory.append(MemorySample(3.0, 2**30, 2**29, 0, "high"))
+        memory.append(MemorySample(3, 0.5, 2**30, 2**29, 0, "high"))  # the clock was set back
         (point,) = await next_of(events, "memory")  # the new one only
-        assert (point["time"], point["pressure"]) == (3.0, "high")
+        assert (point["time"], point["pressure"]) == (0.5, "high")
         say("three")
         (line,) = await next_of(events, "log")
         assert line["text"].endswith("three")
@@ -413,6 +413,51 @@ async def test_events_end_when_the_server_does() -> None:
         manager.ends = True
         last = [event async for event in events][-1]
         assert last.data["stopping"] is True
+
+
+@pytest.mark.usefixtures("quick")
+async def test_events_tell_the_models_when_they_have_changed() -> None:
+    manager = FakeManager()
+    async with serving(app_for(manager), lifespan="off") as base, watching(base) as events:
+        assert len((await next_of(events, "status"))["models"]) == 2
+        assert "models" not in await next_of(events, "status")
+        manager.infos = manager.infos[:1]
+        found: list[Any] = []
+        while not found:
+            found = (await next_of(events, "status")).get("models", [])
+        assert [model["id"] for model in found] == [MODEL]
+        async with watching(base) as others:  # a page that comes later is told all the same
+            assert len((await next_of(others, "status"))["models"]) == 1
+
+
+@pytest.mark.usefixtures("quick")
+async def test_events_end_when_the_config_changes_and_the_key_is_checked_again() -> None:
+    manager = FakeManager(settings=settings(api_keys={"ann": KEY}))
+    key = f"Bearer {KEY}"
+    async with (
+        serving(app_for(manager), lifespan="off") as base,
+        watching(base, authorization=key) as events,
+    ):
+        await anext(events)
+        manager.settings = settings(api_keys={"ann": "sk-another-long-key"})
+        assert [event async for event in events][-1].name
+        async with httpx.AsyncClient(base_url=base) as client:
+            assert (await client.get("/hub/events", headers={"authorization": key})).is_client_error
+
+
+async def test_more_watchers_than_the_server_can_serve_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "MOST_WATCHERS", 1)
+    async with serving(app_for(FakeManager()), lifespan="off") as base:
+        async with watching(base) as events:
+            await anext(events)
+            async with httpx.AsyncClient(base_url=base) as client:
+                response = await client.get("/hub/events")
+            assert response.status_code == 429
+            assert "1 pages watch already" in response.json()["error"]["message"]
+        async with watching(base) as events:
+            assert (await anext(events)).name == "status"
 
 
 @pytest.mark.usefixtures("quick")

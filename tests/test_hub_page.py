@@ -154,6 +154,24 @@ def test_load_pin_and_unload_change_the_page_and_the_server(
     assert told_of(server, "demo-vision")["state"] == "unloaded"
 
 
+def test_an_error_is_shown_until_its_model_is_in_another_state(
+    hub: Watched, server: ServerProcess
+) -> None:
+    page = hub.page
+    row = model(page, "demo-vision")
+    refusal = json.dumps({"error": {"message": "No room."}})
+    page.route("**/admin/models/load", lambda route: route.fulfill(status=503, body=refusal))
+    row.get_by_role("button", name="Load demo-vision").click()
+    expect(row.locator(".why.bad")).to_have_text("No room.")
+    hub.excused.append("503 (Service Unavailable)")
+    asked = httpx.post(f"{server.base}/admin/models/load", json={"model": "demo-vision"})
+    assert asked.status_code == 200, asked.text
+    expect(row.locator(".state")).to_have_text("Loaded")
+    expect(row.locator(".why")).to_be_hidden()
+    unload(server, "demo-vision")
+    expect(row.locator(".state")).to_have_text("Not loaded")
+
+
 def test_many_models_can_be_filtered_and_reasons_are_the_servers(
     open_page: Callable[..., Any], server: ServerProcess
 ) -> None:
@@ -165,7 +183,9 @@ def test_many_models_can_be_filtered_and_reasons_are_the_servers(
         {**demo, "id": f"org/other-{number}", "state": "unloaded", "memory_requirements": needs}
         for number in range(20)
     ]
-    with open_page(path="") as hub, showing(hub, {**status, "models": [*status["models"], *more]}):
+    known = {**status, "models": [*status["models"], *more]}
+    del status["models"]  # which are told again only when they change
+    with open_page(path="") as hub, showing(hub, known, status):
         page = hub.page
         expect(page.locator("#models-count")).to_contain_text("of 23 loaded")
         page.get_by_label("Filter models").fill("OTHER-1")
@@ -180,9 +200,9 @@ def test_many_models_can_be_filtered_and_reasons_are_the_servers(
 
 
 @contextmanager
-def showing(hub: Watched, status: dict[str, Any]) -> Iterator[None]:
+def showing(hub: Watched, *told: dict[str, Any]) -> Iterator[None]:
     """The page, opened now, is told this in place of what the server tells."""
-    body = f"event: status\ndata: {json.dumps(status)}\n\n"
+    body = "".join(f"event: status\ndata: {json.dumps(status)}\n\n" for status in told)
     hub.page.route("**/hub/events", lambda route: route.fulfill(body=body))
     hub.page.goto(f"{hub.origin}/hub/")
     yield
@@ -320,6 +340,20 @@ def test_stop_ends_the_answer(hub: Watched, server: ServerProcess) -> None:
     expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
+def test_a_question_without_an_answer_is_no_part_of_the_chat(hub: Watched) -> None:
+    page = hub.page
+    page.route("**/v1/chat/completions", lambda route: None)  # no answer comes
+    ask(page, "Hello!")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".turn-note")).to_have_text("Stopped")
+    expect(page.locator("#message")).to_have_value("Hello!")
+    page.unroute_all()
+    with page.expect_request("**/v1/chat/completions") as asked:
+        page.locator("#send").click()
+    assert sent(asked.value)["messages"] == [{"role": "user", "content": "Hello!"}]
+    expect(page.locator(".turn-note").last).to_contain_text("tokens/s")
+
+
 def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(hub: Watched) -> None:
     body = 'data: {"choices": [{"delta": {"content": "Half"}, "finish_reason": null}]}\n\n'
     hub.page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body))
@@ -402,6 +436,29 @@ def test_log_lines_arrive_and_can_be_filtered_and_held(hub: Watched, server: Ser
     page.get_by_label("Least level shown").select_option("All levels")
 
 
+def test_a_log_that_is_held_is_not_doubled_by_another_connection(
+    open_page: Callable[..., Any], server: ServerProcess
+) -> None:
+    with open_page(path="") as hub, showing(hub, told(server)):
+        expect(model(hub.page, "demo")).to_be_visible()
+        hub.page.evaluate(
+            """async () => {
+                const log = await import("/hub/assets/log.js");
+                const lines = [1, 2, 3, 4, 5].map((number) =>
+                    ({ number, time: number, level: "INFO", text: `line ${number}` }));
+                const hold = document.getElementById("log-pause");
+                log.beginLog();
+                log.addLines(lines.slice(0, 3));
+                hold.click();
+                log.addLines(lines.slice(3));
+                log.beginLog();
+                log.addLines(lines);
+                hold.click();
+            }"""
+        )
+        expect(hub.page.locator(".log-text")).to_have_text([f"line {n}" for n in range(1, 6)])
+
+
 def test_the_log_follows_its_end_until_one_scrolls_up(hub: Watched, server: ServerProcess) -> None:
     page = hub.page
     place = page.locator("#log-lines")
@@ -462,19 +519,22 @@ def test_nothing_leaves_the_server_and_the_console_is_quiet(
         hub.excused += ["Content Security Policy", "http://192.0.2.1/"]
 
 
-def test_with_api_keys_the_page_asks_for_one_and_works(
-    open_page: Callable[..., Any], server: ServerProcess
-) -> None:
-    with needing_a_key(server), open_page() as hub:
-        page = hub.page
-        hub.excused.append("401 (Unauthorized)")
+def test_with_api_keys_the_page_asks_for_one_and_works(hub: Watched, server: ServerProcess) -> None:
+    """From now on, on a page that is open."""
+    page = hub.page
+    hub.excused.append("401 (Unauthorized)")
+    with needing_a_key(server):
         dialog = page.get_by_role("dialog", name="API key")
         expect(dialog).to_be_visible()
         expect(dialog).to_contain_text("This server answers to those who have an API key")
         page.keyboard.press("Escape")
         expect(page.locator("#health-word")).to_have_text("Locked")
         page.get_by_role("button", name="Enter a key").click()
-        for given, answer in (("sk-wrong", "Incorrect API key"), (KEY, None)):
+        refusals = {
+            "sk-\u2026": "letters, digits and signs of ASCII",
+            "sk-wrong": "Incorrect API key",
+        }
+        for given, answer in (*refusals.items(), (f" {KEY} ", None)):
             page.get_by_label("Key", exact=True).fill(given)
             page.get_by_role("button", name="Use key").click()
             if answer:
@@ -488,6 +548,11 @@ def test_with_api_keys_the_page_asks_for_one_and_works(
         expect(page.locator(".turn-note")).to_contain_text("tokens/s")
         page.get_by_role("button", name="Forget key").click()
         expect(dialog).to_be_visible()
+        page.evaluate("sessionStorage.setItem('mlx-router-key', 'sk-\u2026')")
+        page.reload()
+        expect(dialog).to_contain_text("letters, digits and signs of ASCII")
+    page.reload()
+    expect(page.locator("#health-word")).to_have_text("Healthy")
 
 
 @contextmanager
@@ -524,3 +589,27 @@ def test_a_lost_connection_is_said_and_mended(
         page.get_by_role("button", name="Try now").click()
         expect(page.locator("#lost")).to_be_hidden()
         expect(page.locator("#health-word")).to_have_text("Healthy")
+
+
+def test_a_page_in_the_background_asks_for_nothing(open_page: Callable[..., Any]) -> None:
+    show = """(hidden) => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with open_page(path="") as hub:
+        page = hub.page
+        page.add_init_script(f"({show})(true)")
+        page.goto(f"{hub.origin}/hub/")
+        page.evaluate("import('/hub/assets/main.js')")  # done once the page has begun
+        assert not any("/hub/events" in url for url in hub.requests)
+        page.evaluate(show, False)
+        expect(model(page, "demo")).to_be_visible()
+        page.evaluate(show, True)  # while it reads, then while it waits to do so again
+        page.route("**/hub/events", lambda route: route.fulfill())
+        page.evaluate(show, False)
+        expect(page.locator("#lost")).to_be_visible()
+        page.evaluate(show, True)
+        asked = len(hub.requests)
+        page.evaluate("dispatchEvent(new Event('online'))")  # which ends the wait
+        page.evaluate("new Promise((resolve) => setTimeout(resolve))")
+        assert len(hub.requests) == asked

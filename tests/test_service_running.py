@@ -48,7 +48,7 @@ def test_five_crashes_in_ten_minutes_end_the_restarts(tmp_path: Path) -> None:
 
 
 def test_old_crashes_and_those_before_a_good_end_do_not_count(tmp_path: Path) -> None:
-    (tmp_path / ".crashes").write_text("1700000000\nnonsense\n\n" * 9)
+    (tmp_path / ".crashes").write_text("1700000000\n0899999999\nnonsense\n\n" * 9)
     assert [brake(tmp_path, "false").returncode for _ in range(4)] == [1] * 4
     assert brake(tmp_path, "true").returncode == 0
     assert [brake(tmp_path, "false").returncode for _ in range(4)] == [1] * 4
@@ -157,6 +157,15 @@ def test_the_service_of_systemd_is_installed_updated_and_removed(linux: Machine)
     assert not linux.is_running()
     assert not linux.install.exists()
     assert not [path for path in unit.parent.rglob("*") if not path.is_dir()]
+
+
+def test_a_service_that_waits_for_its_restart_is_stopped_before_it_is_removed(
+    linux: Machine,
+) -> None:
+    linux.run("helper_tools/install-systemd.sh")
+    (linux.state / "crash-loop").touch()  # systemctl calls it "activating"
+    linux.run("helper_tools/uninstall-systemd.sh", "--yes")
+    assert not linux.is_running()
 
 
 # ---- the scripts themselves ----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service_support import LABEL, ROOT, SCRIPTS, STRANGE, UNINSTALL, Machine
+from tests.service_support import LABEL, ROOT, SCRIPTS, STRANGE, Machine
 
 
 @pytest.fixture
@@ -329,51 +329,19 @@ def test_help_and_wrong_use(script: str, mac: Machine) -> None:
 
 def test_a_wait_must_be_a_number(mac: Machine) -> None:
     assert "not 'soon'" in mac.set_up("--wait", "soon", code=2).stderr
+    assert "not '123456'" in mac.set_up("--wait", "123456", code=2).stderr
     assert "--wait needs" in mac.set_up("--wait", code=2).stderr
 
 
-# ---- uninstalling --------------------------------------------------------------------------------
-
-
-def test_uninstalling_asks_first(installed: Machine) -> None:
-    before = tree(installed.install)
-    for answer in ("", "\n", "n\n"):
-        done = installed.run(UNINSTALL, answer=answer, code=1)
-        assert "nothing was removed" in done.stderr
-    shown = installed.run(UNINSTALL, "--purge", "--dry-run").stdout
-    assert "would run: rm -rf" in shown
-    assert tree(installed.install) == before
-    assert installed.health()
-
-
-def test_uninstalling_keeps_config_and_logs_and_a_new_install_finds_them(mac: Machine) -> None:
-    assert "Nothing to remove" in mac.run(UNINSTALL, "--yes").stdout
-    mac.set_up()
-    mac.edit_config(max_queue=9)
-    done = mac.run(UNINSTALL, answer="y\n")
-    assert "Done" in done.stdout
-    assert not mac.is_running()
-    assert not mac.plist.exists()
-    left = {path.name for path in mac.install.iterdir()}
-    assert left == {
-        *("config.json", "mlx_router.log", "mlx_router.error.log", ".mlx-router-install")
-    }
-    mac.set_up()
-    assert json.loads(mac.config.read_text())["server"]["max_queue"] == 9
-
-    (mac.install / "mine.txt").touch()
-    done = mac.run(UNINSTALL, "--yes", "--purge")
-    assert [path.name for path in mac.install.iterdir()] == ["mine.txt"]
-    assert "did not make" in done.stdout
-
-
-def test_the_folder_of_another_install_is_not_removed(installed: Machine) -> None:
-    mine, other = installed.install, installed.folder / "other"
-    (other / "current").mkdir(parents=True)
-    for name in (".mlx-router-install", "current/definition"):
-        (other / name).write_text("another install")
-    installed.install = other
-    assert "was not installed to" in installed.run(UNINSTALL, "--yes", code=3).stderr
-    installed.install = mine
-    assert (other / "current/definition").exists()
-    assert installed.health()
+@pytest.mark.parametrize(("given", "seconds"), [("08", 8), ("090", 90), ("00", 0)])
+def test_a_wait_with_leading_zeros_is_decimal_and_still_waited(given: str, seconds: int) -> None:
+    program = f"""
+    set -euo pipefail
+    . {ROOT}/helper_tools/service/install.sh
+    PYTHON=false DEFINE=x URL=x
+    has_given_up() {{ :; }}
+    parse_options --wait {given}
+    wait_until_healthy || echo unhealthy
+    """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert f"at most {seconds} s  no answer\nunhealthy" in done.stdout, done.stderr

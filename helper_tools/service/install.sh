@@ -6,7 +6,7 @@
 # service) and HOW_TO_GET_PYTHON, and defines
 #   usage          prints the help
 #   check_machine  prints what the machine is and sets MACHINE, or fails
-#   is_loaded      whether the service is known to its manager
+#   is_loaded      whether the service runs, or its manager would start it again
 #   stop_service   ends it, waits for that, and makes the manager forget it
 #   start_service  starts it, or returns 1 after it has said why
 #   has_given_up   whether the manager will not start it again by itself
@@ -72,9 +72,11 @@ parse_options() {
       --dry-run) DRY_RUN=yes ;;
       --wait)
         case "${2:-}" in
-          "" | *[!0-9]*) usage_error "--wait needs a number of seconds, not '${2:-}'" ;;
+          "" | *[!0-9]* | ??????*)
+            usage_error "--wait needs a number of seconds, at most 99999, not '${2:-}'"
+            ;;
         esac
-        WAIT_SECONDS=$2
+        WAIT_SECONDS=$((10#$2)) # 08 and 090 are no octal numbers
         shift
         ;;
       *) usage_error "unknown option '$1'" ;;

@@ -10,11 +10,25 @@ is_loaded() {
   launchctl print "$DOMAIN/$LABEL" >/dev/null 2>&1 || launchctl list "$LABEL" >/dev/null 2>&1
 }
 
+# The folder that the definition was installed to; nothing if it names none. It may have been edited,
+# also by a program that writes it in the binary form: only plutil, a part of macOS, reads that.
+installed_folder() {
+  local text part folder
+  text=$(plutil -convert xml1 -o - "$DEFINITION" 2>/dev/null || cat "$DEFINITION")
+  for part in '<key>WorkingDirectory</key> *<string>\(/[^<]*\)</string>' \
+    '<string>\(/[^<]*\)/versions/[^/<]*/mlx-router-service</string>'; do
+    folder=$(printf '%s\n' "$text" | LC_ALL=C tr '\n\t' '  ' | LC_ALL=C sed -n "s|.*$part.*|\\1|p" |
+      LC_ALL=C sed 's/&lt;/</g;s/&gt;/>/g;s/&quot;/"/g;s/&apos;/'\''/g;s/&amp;/\&/g')
+    [ -z "$folder" ] || break
+  done
+  printf '%s\n' "${folder%/}"
+}
+
 # launchctl may return before the server has finished its answers.
 stop_service() {
   local limit end
   limit=$(sed -n '/<key>ExitTimeOut/{n;s/[^0-9]//g;p;}' "$DEFINITION" 2>/dev/null || true)
-  end=$((SECONDS + ${limit:-60} + 5))
+  end=$((SECONDS + 10#${limit:-60} + 5))
   echo "stopping the one that runs; its answers may finish, in at most $((end - SECONDS)) s"
   launchctl bootout "$DOMAIN/$LABEL" 2>/dev/null || launchctl unload "$DEFINITION" 2>/dev/null || true
   while is_loaded; do

@@ -60,7 +60,7 @@ recent=1
 if [ -f "$CRASHES" ]; then
   while read -r at; do
     case "$at" in "" | *[!0-9]*) continue ;; esac
-    if [ $((now - at)) -lt "$WITHIN_SECONDS" ]; then
+    if [ $((now - 10#$at)) -lt "$WITHIN_SECONDS" ]; then
       echo "$at" >>"$CRASHES.new"
       recent=$((recent + 1))
     fi

@@ -5,7 +5,23 @@ KIND=systemd
 UNIT=mlx-router.service
 DEFINITION=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user/$UNIT
 
-is_loaded() { systemctl --user is-active --quiet "$UNIT"; }
+# One that waits for its restart after a crash is not active, and still has to be stopped.
+is_loaded() {
+  case "$(systemctl --user is-active "$UNIT" 2>/dev/null)" in
+    "" | inactive | failed | unknown) return 1 ;;
+  esac
+}
+
+# The folder that the definition was installed to; nothing if it names none. It may have been edited.
+installed_folder() {
+  local folder
+  folder=$(sed -n 's|^ *WorkingDirectory *= *\(/.*\)|\1|p' "$DEFINITION" | tail -n 1)
+  [ -n "$folder" ] || folder=$(
+    sed -n 's|^ *ExecStart *=[^"]*"\(/.*\)/versions/[^/]*/venv/bin/python".*|\1|p' "$DEFINITION" |
+      tail -n 1 | sed 's|\$\$|$|g;s|\\\(.\)|\1|g'
+  )
+  printf '%s\n' "${folder%/}" | sed 's|%%|%|g'
+}
 
 stop_service() {
   echo "stopping the one that runs; its answers may finish"

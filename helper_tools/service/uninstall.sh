@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Removes the service and what install.sh made. The script that sources this sets DEFINITION and
-# defines usage, is_loaded, stop_service and forget_service (called after the definition is gone).
+# defines usage, is_loaded, stop_service, forget_service (called after the definition is gone) and
+# installed_folder (prints the folder that the definition names).
 
 # shellcheck source=helper_tools/service/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -11,12 +12,12 @@ KEPT="config.json config.json.new logs mlx_router.log mlx_router.error.log"
 uninstall_service() {
   parse_options "$@"
   resolve_install_dir
+  refuse_other_folder
   refuse_foreign_folder
   if [ ! -f "$DEFINITION" ] && [ ! -d "$INSTALL_DIR" ]; then
     echo "Nothing to remove: there is no service, and no $INSTALL_DIR."
     return
   fi
-  refuse_other_folder
   say_what
   [ -n "$DRY_RUN" ] || confirm
   if is_loaded; then
@@ -50,20 +51,25 @@ parse_options() {
   done
 }
 
-# The service of one folder must not go with the files of another.
+# The service of one folder must not go with the files of another. Its definition may be edited.
 refuse_other_folder() {
-  [ -f "$DEFINITION" ] && [ -d "$INSTALL_DIR" ] || return 0
-  [ ! -f "$INSTALL_DIR/current/definition" ] && return 0
-  cmp -s "$DEFINITION" "$INSTALL_DIR/current/definition" ||
-    fail "$EXIT_UNFIT" "the service was not installed to $INSTALL_DIR, or $DEFINITION was edited" \
-      "Name its folder, which is in that file: INSTALL_DIR=/some/folder $0"
+  local folder
+  [ -f "$DEFINITION" ] || return 0
+  folder=$(installed_folder)
+  [ -n "$folder" ] || fail "$EXIT_UNFIT" "$DEFINITION names no folder of MLX Router" \
+    "Nothing was removed. If the file is of no use, remove it, and run $0 again:" \
+    "rm $(printf '%q' "$DEFINITION")"
+  # By name too: the folder may be gone.
+  [ "$folder" = "$INSTALL_DIR" ] || [ "$folder" -ef "$INSTALL_DIR" ] ||
+    fail "$EXIT_UNFIT" "the service was installed to $folder, not to $INSTALL_DIR" \
+      "Nothing was removed. To remove that one: INSTALL_DIR=$(printf '%q' "$folder") $(printf '%q' "$0")"
 }
 
 say_what() {
   echo "This removes:"
   [ ! -f "$DEFINITION" ] || echo "  the service $DEFINITION"
   if [ ! -d "$INSTALL_DIR" ]; then
-    echo "(There is no $INSTALL_DIR; if the folder is another one: INSTALL_DIR=/some/folder $0)"
+    echo "(Its folder $INSTALL_DIR is gone already.)"
   elif [ -n "$PURGE" ]; then
     echo "  $INSTALL_DIR, with config and logs"
   else

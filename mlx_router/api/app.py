@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -53,10 +53,13 @@ class App(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def create_app(manager: RouterService, settings: Settings) -> FastAPI:
+def create_app(
+    manager: RouterService, settings: Settings, *, end: Callable[[], object] | None = None
+) -> FastAPI:
     """The ASGI app that serves ``manager``; its lifespan starts and closes the manager.
 
     ``settings`` are those to start with; the app follows ``manager.settings`` from then on.
+    ``end`` begins to end the process, if POST /admin/shutdown may do that.
     """
 
     @asynccontextmanager
@@ -79,6 +82,8 @@ def create_app(manager: RouterService, settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = manager
+    app.state.watch = hub.Watch(manager)
+    app.state.end = end
     install_error_handlers(app)
     app.add_middleware(Guard, source=manager)
     for module in (chat, completions, embeddings, tokens, models):

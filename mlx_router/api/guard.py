@@ -218,7 +218,7 @@ class _Exchange:
         path: str = scope["path"]
         if path not in _OPEN_PATHS and not path.startswith(_OPEN_FOLDER):
             raise AuthenticationFailed(
-                "Incorrect API key provided."
+                "Incorrect API key provided: send one of server.api_keys of the server's config."
                 if given
                 else "You didn't provide an API key: send it as 'Authorization: Bearer KEY'."
             )

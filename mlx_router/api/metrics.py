@@ -73,7 +73,8 @@ def _requests(
     ended = CounterMetricFamily(
         "mlx_router_requests",
         "Requests that have ended, by how: completed, cancelled (the client left), or the code of "
-        "the error. An empty model: none that there is was asked for.",
+        "the error. An empty model: none that there is was asked for. What is refused before a "
+        "model is looked for (a wrong key, a malformed body) is not counted.",
         labels=["model", "outcome"],
     )
     under_way = GaugeMetricFamily(

@@ -55,9 +55,9 @@ def health_details_body(status: RouterStatus) -> dict[str, Any]:
     }
 
 
-def status_body(service: RouterService, *, control: bool) -> dict[str, Any]:
-    """Everything of this moment: health in detail, every model found, the requests under way.
-    ``control``: whether who asks may load, unload and pin models, and read the log."""
+def status_body(service: RouterService) -> dict[str, Any]:
+    """Everything of this moment, but for what depends on who asks: health in detail, every model
+    found, the requests under way."""
     status, activity = service.status(), service.activity
     loaded = {info.id: info for info in status.loaded}
     live = list(activity.live.values())
@@ -66,7 +66,6 @@ def status_body(service: RouterService, *, control: bool) -> dict[str, Any]:
         "time": round(time.time(), 3),
         **health_details_body(status),
         "stopping": status.stopping,
-        "control": control,
         "recommended_model": status.recommended_model,
         "models": [
             {**model_object(info), "last_used": info.last_used, **_use(loaded.get(info.card.id))}
@@ -81,6 +80,7 @@ def status_body(service: RouterService, *, control: bool) -> dict[str, Any]:
 def memory_sample(sample: MemorySample) -> dict[str, Any]:
     """A point of the history of memory; ``time`` in seconds since the epoch."""
     return {
+        "number": sample.number,
         "time": round(sample.time, 1),
         "available_gb": gb(sample.available),
         "router_gb": gb(sample.router),
@@ -99,6 +99,7 @@ def _use(info: LoadedInfo | None) -> dict[str, Any]:
 
 def _request(request: LiveRequest) -> dict[str, Any]:
     return {
+        "number": request.number,
         "id": request.request_id,
         "kind": request.kind,
         "model": request.model,

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # A reader that takes nothing for so long is dropped: its answer is held in memory meanwhile.
 STALL_SECONDS = 30.0
+# The second one tells nginx to pass on what comes, instead of collecting it.
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 # In one write, of those that are there: a slow reader must be seen to make progress.
 MOST_CHUNKS = 64
@@ -89,7 +91,7 @@ class StreamingAnswer(Response):
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.init_headers({**(headers or {}), "cache-control": "no-cache"})
+        self.init_headers({**(headers or {}), **STREAM_HEADERS})
         self._events = events
         self._encoder = encoder
         self._framing = encoder.framing

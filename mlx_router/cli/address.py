@@ -9,6 +9,7 @@ from mlx_router.cli.parser import EXIT_ADDRESS
 from mlx_router.errors import RouterError
 
 BACKLOG = 2048
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  listened on: where it is asked
 
 
 class AddressUnusable(RouterError):
@@ -62,11 +63,14 @@ def _said(error: OSError, ip: str, port: int) -> str:
 def urls(listener: socket.socket) -> list[str]:
     """``http://host:port`` of the server: the one for this machine first."""
     host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104
-        hosts = ["127.0.0.1", *filter(None, [_address_in_the_network()])]
-    else:
-        hosts = [host]
+    every = ["127.0.0.1", *filter(None, [_address_in_the_network()])]
+    hosts = every if host in _ANY else [host]
     return [base_url(name, port) for name in hosts]
+
+
+def asked_at(ip: str) -> str:
+    """Where this machine reaches a server that listens on ``ip``, which may be the word for all."""
+    return _ANY.get(ip, ip)
 
 
 def base_url(host: str, port: int) -> str:

@@ -79,8 +79,9 @@ async def _target(
     """What is measured, until the stack is closed."""
     if arguments.url is not None:
         from mlx_router.bench.server import ServerTarget
+        from mlx_router.cli.remote import given_key
 
-        key = arguments.api_key or next(iter(settings.server.api_keys.values()), None)
+        key = given_key(arguments.api_key)  # the config's keys are for its own server
         return await stack.enter_async_context(ServerTarget(arguments.url, key))
     from mlx_router.bench.library import LibraryTarget, bench_settings
     from mlx_router.runtime.manager import MLXModelManager

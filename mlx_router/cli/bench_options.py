@@ -100,7 +100,7 @@ def make_parser() -> Parser:
         "http://127.0.0.1:8800; its models stay loaded, and if it has several, name one"
     )  # fmt: skip
     server.add_argument(
-        "--api-key", metavar="KEY", help="default: $MLX_ROUTER_API_KEY, else the config's first key"
+        "--api-key", metavar="KEY", help="of that server (default: $MLX_ROUTER_API_KEY)"
     )
     add_model_sources(parser)
     add_general(parser)

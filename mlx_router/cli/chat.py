@@ -96,10 +96,6 @@ def run(arguments: argparse.Namespace) -> int:
     question = _question(arguments)
     if question is None and arguments.json:
         raise ConfigError("--json is for one question: add -m TEXT, or pipe it in")
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:  # a terminal that lacks a letter must not end an answer
-            reconfigure(errors="replace")
     with _answers(arguments) as answers:
         if question is None:
             from mlx_router.cli.chat_session import Session

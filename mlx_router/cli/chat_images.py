@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from mlx_router.config.files import expanded
 from mlx_router.errors import ConfigError
 
 
@@ -15,14 +15,16 @@ def part(name: str) -> dict[str, Any]:
     what is no readable file."""
     if name.startswith(("http://", "https://", "data:")):
         return {"type": "image_url", "image_url": {"url": name}}
-    path = Path(name).expanduser()
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "there is no such file"
-        raise ConfigError(f"image {name}: {what}; name an image or a PDF")
+    path = expanded(name)
     try:
+        if not path.is_file():
+            what = "is not a file" if path.exists() else "there is no such file"
+            raise ConfigError(f"image {name}: {what}; name an image or a PDF")
         data = base64.b64encode(path.read_bytes()).decode()
     except OSError as error:
-        raise ConfigError(f"image {name}: cannot be read: {error.strerror}") from None
+        raise ConfigError(
+            f"image {name}: cannot be read: {error.strerror}; name another one"
+        ) from None
     url = f"data:application/octet-stream;base64,{data}"
     return {"type": "file", "file": {"filename": path.name, "file_data": url}}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from glob import escape, glob
-from pathlib import Path
 
 from rich.console import Console
 from rich.status import Status
@@ -158,9 +158,15 @@ class Session:
     def _attach(self, names: str) -> None:
         if not names:
             raise ConfigError("/image needs a file: /image photo.jpg")
-        whole = Path(names).expanduser()  # a name with spaces, as it is
-        for name in [names] if whole.is_file() else shlex.split(names):
-            self._images.append(part(name))
+        whole = os.path.isfile(os.path.expanduser(names))  # a name with spaces, as it is
+        try:
+            files = [names] if whole else shlex.split(names)
+        except ValueError:  # it's me.jpg
+            raise ConfigError(
+                f"/image {names}: there is no such file; between names, put a blank, and quotes "
+                "around each with blanks or quotes of its own"
+            ) from None
+        self._images += [part(name) for name in files]
         count = len(self._images)
         self._note(f"{count} image{'s' * (count != 1)} for the next message.")
 
@@ -231,7 +237,7 @@ def _edit_lines(commands: Sequence[str], answers: Answers) -> None:
             with suppress(RouterError):
                 found = [name for name in answers.models() if name.startswith(text)]
         elif line.startswith("/image "):
-            found = glob(f"{escape(str(Path(text).expanduser()) if text else '')}*")
+            found = glob(f"{escape(os.path.expanduser(text))}*")
         elif line.startswith("/"):
             found = [f"{name} " for name in commands if name.startswith(text)]
         return found[state] if state < len(found) else None

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 SHELLS = ("bash", "zsh", "fish")
 NAMES_COMMAND = "mlx-router completion models 2>/dev/null"
+ZSH_FUNCTION = "_mlx_router_models"
+ZSH_MODELS = f"""\
+{ZSH_FUNCTION}() {{
+  local -a models=(${{(f)"$({NAMES_COMMAND})"}})
+  compadd -a models
+}}"""
 
 EPILOG = f"""\
 examples:
-  source <(mlx-router completion bash)         in this shell; in ~/.bashrc: in every one
+  eval "$(mlx-router completion bash)"         in this shell; in ~/.bashrc: in every one
   mlx-router completion zsh > ~/.zfunc/_mlx-router
   mlx-router completion fish > ~/.config/fish/completions/mlx-router.fish
 
@@ -57,10 +63,20 @@ def run(arguments: argparse.Namespace) -> int:
         for name in model_names(load_settings(arguments.config)):
             print(name)
         return EXIT_OK
+    sys.stdout.write(script(arguments.shell) + "\n")
+    return EXIT_OK
+
+
+def script(shell: str) -> str:
+    """The script for one of SHELLS."""
     import shtab
 
-    sys.stdout.write(shtab.complete(whole_parser(), shell=arguments.shell) + "\n")
-    return EXIT_OK
+    text: str = shtab.complete(whole_parser(), shell=shell)
+    if shell != "zsh":
+        return text
+    # shtab puts a command for zsh in such a way that it runs when the script is loaded.
+    first, _, rest = text.replace(f"($({NAMES_COMMAND}))", ZSH_FUNCTION).partition("\n")
+    return f"{first}\n\n{ZSH_MODELS}\n{rest}"
 
 
 def whole_parser() -> Parser:

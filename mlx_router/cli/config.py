@@ -15,7 +15,8 @@ EPILOG = f"""\
 examples:
   mlx-router config check               check the file that would be used
   mlx-router config check my.json       check this one
-  mlx-router config show > full.json    every setting, with its value now
+  mlx-router config show > full.json    every setting, with its value now; as a
+                                        config it needs its API keys (***) again
   mlx-router config schema > config.schema.json
   mlx-router config import hub.yaml     make config.json of another tool's file
 
@@ -37,8 +38,8 @@ def make_parser() -> Parser:
         "action",
         choices=("check", "show", "schema", "import"),
         help="check: find all faults; show: print the settings in force (file and environment), "
-        "keys masked; schema: print the JSON Schema; import: read a models.yaml, hub.yaml or "
-        "config.yaml of mlx-openai-server or its orchestrators",
+        "API keys masked as ***; schema: print the JSON Schema; import: read a models.yaml, "
+        "hub.yaml or config.yaml of mlx-openai-server or its orchestrators",
     )
     what.add_argument(
         "file",
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "import":
         return run_import(arguments)
     refuse_import_options(arguments)
+    from mlx_router.config.fields import MASK
     from mlx_router.config.loading import find_config, load_settings
     from mlx_router.config.reference import as_json, json_schema
 
@@ -73,6 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{path}: fine ({count} model {'entry' if count == 1 else 'entries'})")
         return EXIT_OK
     values = settings.model_dump(mode="json")
-    values["server"]["api_keys"] = dict.fromkeys(settings.server.api_keys, "***")
+    values["server"]["api_keys"] = dict.fromkeys(settings.server.api_keys, MASK)
     print(json.dumps(values, indent=2, ensure_ascii=False))
     return EXIT_OK

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +54,7 @@ def refuse_import_options(arguments: argparse.Namespace) -> None:
 def run_import(arguments: argparse.Namespace) -> int:
     """Import, report, write. Raises ConfigError, and then nothing was written."""
     from mlx_router.cli.terminal import Terminal
+    from mlx_router.config.files import expanded
     from mlx_router.config.importing import import_file, merged
     from mlx_router.config.loading import read_config
     from mlx_router.config.settings import Settings
@@ -66,10 +66,10 @@ def run_import(arguments: argparse.Namespace) -> int:
     if arguments.merge and arguments.force:
         raise ConfigError("--merge keeps the config that is there, --force does not: use one")
     in_force = arguments.config or os.environ.get("MLX_ROUTER_CONFIG") or "config.json"
-    output: Path = arguments.output or Path(in_force)
-    if _same_file(arguments.file, output):
+    source, output = expanded(arguments.file), expanded(arguments.output or in_force)
+    if os.path.realpath(source) == os.path.realpath(output):
         raise ConfigError(f"{output}: is the file to import; name another one with --output")
-    imported = import_file(arguments.file.expanduser())
+    imported = import_file(source)
     config, kept = imported.config, list[str]()
     settings = Settings(**config)
     if output.exists() and not arguments.force:
@@ -85,7 +85,7 @@ def run_import(arguments: argparse.Namespace) -> int:
             config, kept = merged(there, config)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     terminal = Terminal(sys.stderr if arguments.dry_run else None)
-    _report(arguments.file, imported, kept, terminal)
+    _report(source, imported, kept, terminal)
     _say_what_is_missing(settings, imported, terminal)
     if arguments.dry_run:
         sys.stdout.write(text)
@@ -111,22 +111,14 @@ def _validated(config: dict[str, Any], output: Path) -> Settings:
 
 
 def _write(path: Path, text: str) -> None:
-    """In one go, so that nobody reads half of it; what may read it stays as it was."""
-    target = Path(os.path.realpath(path.expanduser()))
-    partial = target.with_name(target.name + ".new")
+    from mlx_router.config.files import replace_text
+
     try:
-        partial.write_text(text, encoding="utf-8")
-        with suppress(FileNotFoundError):
-            partial.chmod(target.stat().st_mode & 0o777)
-        os.replace(partial, target)
+        replace_text(path, text)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be written: {error.strerror}; name another --output"
         ) from None
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return os.path.realpath(one.expanduser()) == os.path.realpath(other.expanduser())
 
 
 def _report(path: Path, imported: Imported, kept: Iterable[str], terminal: Terminal) -> None:

@@ -101,6 +101,8 @@ def _run(
 
     try:
         return list(check(patient))
+    except ConfigError as error:
+        return [Finding(name, Level.PROBLEM, error.message, "correct it where it is set")]
     except Exception as error:
         text = f"this check failed: {type(error).__name__}: {error}"
         return [Finding(name, Level.PROBLEM, text, "please report it")]

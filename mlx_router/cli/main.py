@@ -1,4 +1,4 @@
-"""``mlx-router``: finds the command, runs it, and turns errors into one line and an exit code.
+"""``mlx-router``: finds the command, and runs it.
 
 Imports nothing heavy: ``--version`` and ``--help`` answer at once.
 """
@@ -6,19 +6,12 @@ Imports nothing heavy: ``--version`` and ``--help`` answer at once.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from mlx_router.cli.parser import (
-    EXIT_FAILURE,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    Parser,
-    unknown,
-)
-from mlx_router.errors import ConfigError, RouterError
+from mlx_router.cli.ending import ended
+from mlx_router.cli.parser import Parser, unknown
 from mlx_router.telemetry.logging import configure_logging
 
 # Name of a command: its module, which has make_parser() and run(arguments) -> exit code.
@@ -45,21 +38,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (``argv`` None: this process's) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _run(words)
-    except RouterError as error:
-        for line in error.message.splitlines():
-            print(f"mlx-router: {line}", file=sys.stderr)
-        if isinstance(error, ConfigError):
-            return EXIT_USAGE
-        return getattr(error, "exit_code", EXIT_FAILURE)
-    except SystemExit as stop:  # argparse after --help, a signal before serving began
-        return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `mlx-router models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILURE
+    return ended("mlx-router", lambda: _run(words))
 
 
 def _run(words: list[str]) -> int:

@@ -11,9 +11,11 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from mlx_router.cli.copies import AGAIN, is_incomplete, is_linked, is_refused, replace_model
 from mlx_router.cli.parser import (
     EXIT_CODES,
     EXIT_INTERRUPTED,
@@ -22,7 +24,7 @@ from mlx_router.cli.parser import (
     add_general,
     overrides,
 )
-from mlx_router.errors import ConfigError, ModelCorrupt, ModelNotFound
+from mlx_router.errors import ConfigError, ModelCorrupt, ModelNotFound, RouterError
 
 if TYPE_CHECKING:
     from mlx_router.downloads import Job
@@ -33,7 +35,9 @@ examples:
   mlx-router pull mlx-community/Qwen3-4B-Instruct-2507-4bit --dry-run
   mlx-router pull org/model --revision v1.0 --model-dir /Volumes/Big/models
 
-Ctrl+C stops it; the same command goes on from there. A running server finds the model by itself.
+Ctrl+C stops it; the same command goes on from there. A model whose files are
+missing or truncated is fetched again and replaced when all of it is here; one
+that is a link is left alone. A running server finds the model by itself.
 For gated and private models log in first: `hf auth login`, or set HF_TOKEN.
 
 {EXIT_CODES}"""
@@ -85,34 +89,68 @@ def run(arguments: argparse.Namespace) -> int:
         )
     settings = load_settings(arguments.config, overrides(arguments))
     rules = replace(download_rules(name, settings, make_monitor(settings)), allowed=True)
-    if is_here(rules.folder / name, rules.trust_remote_code):
-        print(f"{name} is here already: {rules.folder / name}")
+    models = rules.folder
+    state = state_of(models / name, rules.trust_remote_code)
+    if state is not State.ABSENT and arguments.revision:
+        raise RouterError(
+            f"{models / name} is there already, and nothing says of which revision it is. To get "
+            f"{arguments.revision}, remove that folder and pull again, or pull it beside it with "
+            "--model-dir."
+        )
+    if state is State.COMPLETE:
+        how = ", linked" if is_linked(models / name) else ""
+        print(f"{name} is here already{how}: {models / name}")
         return EXIT_OK
+    if state is State.INCOMPLETE:  # the new one takes its place when all of it is here
+        rules = replace(rules, folder=models / AGAIN)
     job = Job(name, rules, threading.Semaphore(), lambda _: 0, arguments.revision)
     if arguments.dry_run:
-        explained(lambda: _show_plan(job, rules.folder), name)
+        explained(lambda: _show_plan(job, models), name)
         return EXIT_OK
     if not explained(lambda: fetch(job), name):
         here = f"with {_size(job.done)} of {_size(job.total)} here" if job.total else "at once"
         print(f"\nStopped {here}; the same command goes on from there.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    print(f"{name} is here: {rules.folder / name} ({_size(job.total)})")
+    if state is State.INCOMPLETE:
+        replace_model(models, name)
+    print(f"{name} is here: {models / name} ({_size(job.total)})")
     return EXIT_OK
 
 
-def is_here(folder: Path, trust_remote_code: bool = False) -> bool:
-    """Whether the model is complete in its folder. Raises ModelCorrupt if something else is."""
+class State(Enum):
+    """What is in a model's folder: nothing, too little, or all of it."""
+
+    ABSENT = auto()
+    INCOMPLETE = auto()
+    COMPLETE = auto()
+
+
+def state_of(folder: Path, trust_remote_code: bool = False) -> State:
+    """What is in a model's folder. Raises ModelCorrupt for what fetching it would not help, and
+    for what is not ours to replace."""
     from mlx_router.catalog import inspect_folder
 
-    if not (folder / "config.json").exists():
-        return False
+    if folder.is_symlink() and not folder.exists():
+        raise ModelCorrupt(f"{folder} is a link to nothing. Remove it, then pull again.")
+    if not folder.is_dir():
+        return State.ABSENT
     card = inspect_folder(folder, folder.name, trust_remote_code=trust_remote_code)
+    if card is None and not (folder / "config.json").exists():
+        return State.ABSENT  # empty, or told of by the download
     if card is not None and card.problem is None:
-        return True
+        return State.COMPLETE
     problem = (card.problem if card and card.problem else "it is no model").rstrip(".")
-    raise ModelCorrupt(
-        f"{folder} is there, and cannot be used: {problem}. Remove the folder, then pull again."
-    )
+    said = f"{folder} is there, and cannot be used: {problem}."
+    if is_linked(folder) or folder.parent.is_symlink():
+        raise ModelCorrupt(
+            f"{said} It is a link, or made of links, to another program's files, and is left "
+            "alone: complete it there, or remove the links, then pull again."
+        )
+    if is_incomplete(problem):
+        return State.INCOMPLETE
+    if is_refused(problem):
+        raise ModelCorrupt(f"{said} There is nothing to fetch: its files are not what is wrong.")
+    raise ModelCorrupt(f"{said} Remove the folder, then pull again.")
 
 
 def fetch(job: Job) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator, Mapping
@@ -12,14 +14,14 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from mlx_router.cli.address import base_url
+from mlx_router.cli.address import asked_at, base_url
 from mlx_router.cli.parser import EXIT_UNREACHABLE, Parser
-from mlx_router.errors import RouterError
+from mlx_router.errors import ConfigError, RouterError
 
 TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = 3600.0  # for a model to be fetched and loaded, or for its answers to end
 _STATUS_KEYS = {"memory", "memory_limits", "router_memory", "models", "loaded_models", "requests"}
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  listened on, not asked
+_API_KEY = re.compile(r"[!-~]+")  # what the config allows as one
 
 
 class ServerRefused(RouterError):
@@ -43,8 +45,17 @@ def add_server(parser: Parser) -> None:
     )
     group.add_argument("-p", "--port", metavar="PORT", help="its port, on this machine")
     group.add_argument(
-        "--api-key", metavar="KEY", help="default: $MLX_ROUTER_API_KEY, else the config's first key"
+        "--api-key",
+        metavar="KEY",
+        help="default: $MLX_ROUTER_API_KEY, else the config's first key (not with --url)",
     )
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """MLX Router never sends its clients elsewhere, and nobody else is to see the API key."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 class Remote:
@@ -64,19 +75,23 @@ class Remote:
         self.base = base.rstrip("/").removesuffix("/v1")
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         # A proxy is for the network, and this is the user's own server.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Remote:
-        """The server that the options mean. Raises ConfigError for a config with faults, and
-        ServerRefused."""
+        """The server that the options mean. Raises ConfigError for wrong use and for a config with
+        faults, and ServerRefused."""
         from mlx_router.cli.parser import overrides
         from mlx_router.config.loading import load_settings
 
+        if arguments.url and arguments.port:
+            raise ConfigError("--url and -p both say where the server is: use one of them")
         server = load_settings(arguments.config, overrides(arguments)).server
-        host = _ANY_ADDRESS.get(server.ip, server.ip)
-        key = arguments.api_key or next(iter(server.api_keys.values()), None)
-        return cls(arguments.url or base_url(host, server.port), key)
+        key = given_key(arguments.api_key)
+        if arguments.url:  # the config's keys are for its own server
+            return cls(arguments.url, key)
+        key = key or next(iter(server.api_keys.values()), None)
+        return cls(base_url(asked_at(server.ip), server.port), key)
 
     def get(self, path: str, *, timeout: float | None = None) -> Any:
         """The JSON that the server answers."""
@@ -156,6 +171,8 @@ class Remote:
             with self._opener.open(request, timeout=seconds) as response:
                 yield response
         except urllib.error.HTTPError as error:
+            if 300 <= error.code < 400:
+                raise self.stranger() from None
             raise _refusal(error) from None
         except TimeoutError:  # of the answer; one while connecting is a URLError
             raise ServerRefused(
@@ -186,6 +203,18 @@ class Remote:
             return json.loads(answer)
         except ValueError:
             raise self.stranger() from None
+
+
+def given_key(option: str | None) -> str | None:
+    """The API key of the command line, else of the environment. Raises ConfigError, without the
+    key, for one that no server can have."""
+    key = option or os.environ.get("MLX_ROUTER_API_KEY")
+    if key and not _API_KEY.fullmatch(key):
+        name = "--api-key" if option else "MLX_ROUTER_API_KEY"
+        raise ConfigError(
+            f"{name}: this is no API key; use ASCII letters, digits and signs, without spaces"
+        )
+    return key or None
 
 
 def _is_web_address(text: str) -> bool:

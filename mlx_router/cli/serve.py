@@ -141,7 +141,7 @@ def _serve(
         settings, engine=arguments.engine, demo=arguments.demo, source=read_settings
     )
     settings = manager.settings  # --demo has added its model
-    app = create_app(manager, settings)
+    app = create_app(manager, settings, end=lambda: os.kill(os.getpid(), signal.SIGTERM))
     status = manager.status()
     start = Start(
         settings,

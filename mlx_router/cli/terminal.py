@@ -48,19 +48,28 @@ class Terminal:
         self._console.print(Padding(body, (0, 0, 0, indent)))
         self._flush()
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """The first column folds where room is short, the others are right as they are."""
+    def table(
+        self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, optional: int = 0
+    ) -> None:
+        """The first column folds where room is short, the others are right as they are. Before it
+        folds, the last ``optional`` columns are left out, one by one."""
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
+        cells = [headers, *([printable(cell) for cell in row] for row in rows)]
+        widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+        shown = len(headers)
+        while shown > len(headers) - optional and sum(widths[:shown]) + 2 * shown - 2 > self.width:
+            shown -= 1
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for number, header in enumerate(headers):
+        for number, header in enumerate(headers[:shown]):
             if number == 0:
                 table.add_column(header, overflow="fold")
             else:
                 table.add_column(header, no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
+        for row in cells[1:]:
+            table.add_row(*map(Text, row[:shown]))
         self._console.print(table)
         self._flush()
 

@@ -33,10 +33,10 @@ BASE_URL = "http://mlx-router.internal/v1"
 def openai_client(manager: MLXModelManager, **options: Any) -> OpenAI:
     """An ``openai.OpenAI`` that asks ``manager``, from any thread, and from several at once.
 
-    ``options`` are those of ``openai.OpenAI``, such as ``timeout`` (seconds); ``max_retries`` is 0
-    unless given. No API key is needed. On the event loop that the manager lives on (inside ``async
-    with``) its calls raise RuntimeError: use :func:`async_openai_client` there. Closing it leaves
-    the manager open.
+    ``options`` are those of ``openai.OpenAI`` but for ``http_client``, such as ``timeout``
+    (seconds); ``max_retries`` is 0 unless given. No API key is needed. On the event loop that the
+    manager lives on (inside ``async with``) its calls raise RuntimeError: use
+    :func:`async_openai_client` there. Closing it leaves the manager open.
 
     Raises ImportError if the openai package is not installed.
     """

@@ -6,7 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from mlx_router.config.files import expanded
+
+MASK = "***"  # what `config show` writes in place of a key
 
 
 def _as_list(value: Any) -> Any:
@@ -24,6 +28,16 @@ def _named_keys(value: Any) -> Any:
     return value
 
 
+def _not_masked(keys: dict[str, str]) -> dict[str, str]:
+    """What everybody can guess from the documentation must not open the server."""
+    if masked := [name for name, key in keys.items() if key == MASK]:
+        raise ValueError(
+            f"{MASK} is no key: `mlx-router config show` writes it in place of one; write the key "
+            f"itself for {', '.join(masked)}, or remove the entry"
+        )
+    return keys
+
+
 def _enable_or_disable(value: Any) -> Any:
     return {True: "enable", False: "disable"}[value] if isinstance(value, bool) else value
 
@@ -36,6 +50,7 @@ ApiKey = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=512)]
 ApiKeys = Annotated[
     dict[str, ApiKey],
     BeforeValidator(_named_keys, json_schema_input_type=dict[str, ApiKey] | list[ApiKey]),
+    AfterValidator(_not_masked),
 ]
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -57,5 +72,6 @@ class Section(BaseModel):
 
 
 def expand(path: str) -> Path:
-    """A path of the config, absolute, with ~ and environment variables expanded."""
-    return Path(os.path.expandvars(path)).expanduser().absolute()
+    """A path of the config, absolute, with ~ and environment variables expanded. Raises
+    ConfigError for the ~ of a user that there is not."""
+    return expanded(os.path.expandvars(path)).absolute()

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from mlx_router.config.files import expanded
 from mlx_router.config.problems import Location, problem_lines
 from mlx_router.config.settings import Settings
 from mlx_router.errors import ConfigError
@@ -51,7 +52,7 @@ def find_config(path: Path | None, environ: Mapping[str, str]) -> Path | None:
         named, origin = Path(value), "MLX_ROUTER_CONFIG"
     else:
         return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
-    named = named.expanduser()
+    named = expanded(named)
     if not named.exists():
         raise ConfigError(f"{named}: there is no such file; check {origin}")
     return named

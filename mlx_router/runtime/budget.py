@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlx_router.domain import GIB, Pressure
@@ -32,13 +33,20 @@ class MemoryBudget:
 
     def refusal(self, need_bytes: int, reclaimable_bytes: int) -> str | None:
         """Why a load does not fit, or must not begin now; None if it may. Bytes."""
-        verdict = self.policy.check_load(need_bytes, self.snapshot, reclaimable_bytes)
-        if verdict.allowed and self.policy.refuses_loads(
-            self.snapshot, reclaimable_bytes, self.pressure
-        ):
-            return (
-                f"Memory pressure is critical ({self.snapshot.available / GIB:.1f} GB available, "
-                f"{self.snapshot.swap_percent:.0f} % of swap in use): no model is loaded until it "
-                "eases. Close other programs, or try again later."
-            )
-        return None if verdict.allowed else verdict.reason
+        return self.refusals(reclaimable_bytes)(need_bytes)
+
+    def refusals(self, reclaimable_bytes: int) -> Callable[[int], str | None]:
+        """As :meth:`refusal`, for many loads: what is the same for all is worked out once."""
+        critical = self.policy.refuses_loads(self.snapshot, reclaimable_bytes, self.pressure)
+
+        def refusal(need_bytes: int) -> str | None:
+            verdict = self.policy.check_load(need_bytes, self.snapshot, reclaimable_bytes)
+            if verdict.allowed and critical:
+                return (
+                    f"Memory pressure is critical ({self.snapshot.available / GIB:.1f} GB "
+                    f"available, {self.snapshot.swap_percent:.0f} % of swap in use): no model is "
+                    "loaded until it eases. Close other programs, or try again later."
+                )
+            return None if verdict.allowed else verdict.reason
+
+        return refusal

@@ -42,7 +42,7 @@ from mlx_router.runtime.readahead import ReadAhead
 from mlx_router.runtime.resident import Resident
 from mlx_router.runtime.summarize import within_context
 from mlx_router.scheduling import Wanted
-from mlx_router.telemetry.activity import SAMPLE_SECONDS, Activity, LiveRequest, MemorySample
+from mlx_router.telemetry.activity import SAMPLE_SECONDS, Activity, LiveRequest
 from mlx_router.telemetry.logging import request_id
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,9 @@ class Core:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """See :meth:`MLXModelManager.generate`."""
         kind = "chat" if isinstance(request.prompt, ChatPrompt) else "completion"
-        with self.activity.request(kind, request.model, request.request_id) as live:
+        with self.activity.request(
+            kind, request.model, request.request_id, choices=request.n
+        ) as live:
             self._check_open()
             check_request(request)
             arrived = live.arrived
@@ -204,15 +206,7 @@ class Core:
         self._sampling = self._loop.call_later(SAMPLE_SECONDS, self._sample)
         budget = self._budget(False)
         memory = budget.snapshot
-        self.activity.memory.append(
-            MemorySample(
-                time.time(),
-                memory.available,
-                memory.process,
-                memory.swap_used,
-                budget.pressure,
-            )
-        )
+        self.activity.sample(memory.available, memory.process, memory.swap_used, budget.pressure)
 
     def _check_open(self) -> None:
         if self.stopping:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlx_router.config.settings import Settings
@@ -17,17 +18,19 @@ from mlx_router.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """What the answers for all models share. ``reclaimable``: bytes that idle models would free."""
+    """What the answers for all models share. ``refusal``: why a model that needs so many bytes
+    cannot be loaded, even if idle ones go; None if it can."""
 
     core: Core | None
     budget: MemoryBudget
-    reclaimable: int
+    refusal: Callable[[int], str | None]
 
     @classmethod
     def of(cls, core: Core | None, monitor: ResourceMonitor) -> _Moment:
         occupied = core.fleet.occupied() if core is not None else []
         reclaimable = sum(s.gives_back for s in occupied if s.idle and not s.pinned)
-        return cls(core, MemoryBudget.of(monitor), reclaimable)
+        budget = MemoryBudget.of(monitor)
+        return cls(core, budget, budget.refusals(reclaimable))
 
     def state(self, card: ModelCard) -> ModelState:
         if not card.usable:
@@ -40,7 +43,7 @@ class _Moment:
             return False, card.problem
         if self.state(card) is ModelState.READY:
             return True, "loaded"
-        refusal = self.budget.refusal(card.required_bytes, self.reclaimable)
+        refusal = self.refusal(card.required_bytes)
         return refusal is None, refusal or "it fits"
 
 

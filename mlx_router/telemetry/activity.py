@@ -42,12 +42,14 @@ class Phase(StrEnum):
 @dataclass(slots=True, eq=False)
 class LiveRequest:
     """A request under way. ``model`` is what it asked for (None: the default) until it is known
-    which one that means. ``began`` is time.time(); the other times are of perf_counter()."""
+    which one that means. ``max_tokens``: of all ``choices`` together. ``began`` is time.time(); the
+    other times are of perf_counter()."""
 
     number: int
     request_id: str
     kind: str
     model: str | None
+    choices: int = 1
     tally: ModelTally | None = None
     phase: Phase = Phase.WAITING
     detail: str = ""
@@ -78,7 +80,8 @@ class LiveRequest:
             tally.completion_tokens += new
         elif isinstance(event, Started):
             self.phase, self.detail = Phase.PREFILL, ""
-            self.prompt_tokens, self.max_tokens = event.prompt_tokens, event.max_tokens
+            self.prompt_tokens = event.prompt_tokens
+            self.max_tokens = event.max_tokens * self.choices
         elif isinstance(event, Preparing):
             self.detail = event.text
         elif isinstance(event, Completed) and self.tally is not None:
@@ -121,9 +124,10 @@ class ModelTally:
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """Memory at ``time`` (time.time()); bytes. ``router``: what this process holds, models
-    included."""
+    """Memory at ``time`` (time.time()); bytes. ``number`` counts up by one from sample to sample:
+    clocks may be set back. ``router``: what this process holds, models included."""
 
+    number: int
     time: float
     available: int
     router: int
@@ -147,10 +151,12 @@ class Activity:
         return self.tallies.setdefault(model, ModelTally())
 
     @contextmanager
-    def request(self, kind: str, model: str | None, request_id: str) -> Iterator[LiveRequest]:
+    def request(
+        self, kind: str, model: str | None, request_id: str, *, choices: int = 1
+    ) -> Iterator[LiveRequest]:
         """A request, for as long as the block runs; how the block ends is how the request did."""
         self.request_count += 1
-        live = LiveRequest(next(self._numbers), request_id, kind, model)
+        live = LiveRequest(next(self._numbers), request_id, kind, model, choices)
         self.live[live.number] = live
         outcome = COMPLETED
         try:
@@ -167,6 +173,12 @@ class Activity:
         finally:
             del self.live[live.number]
             (live.tally or self.tally("")).requests[outcome] += 1
+
+    def sample(self, available: int, router: int, swap_used: int, pressure: str) -> None:
+        """Remember how memory is now; bytes."""
+        number = self.memory[-1].number + 1 if self.memory else 1
+        sample = MemorySample(number, time.time(), available, router, swap_used, pressure)
+        self.memory.append(sample)
 
     def meets(self, live: LiveRequest, model: str) -> None:
         """It is known now which model the request means."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Coroutine
 from typing import Any
 
@@ -54,7 +52,8 @@ async def load_model(request: Request) -> Response:
 )
 async def unload_model(request: Request) -> Response:
     """Frees a model's memory when its answers are done, and answers when it is free. Requests that
-    come meanwhile wait for it to be loaded again."""
+    come meanwhile wait for it to be loaded again. A model that only waits for its turn is not in
+    memory: nothing happens."""
     service = service_of(request)
     action = parse(ModelAction, await read_json(request.receive))
     await service.aunload(_name(action))
@@ -108,18 +107,23 @@ async def reload_config(request: Request) -> Response:
     summary="End the server",
     operation_id="shutdown",
     response_class=Response,
-    responses={200: {"model": Shutdown}, **errors(401, 403)},
+    responses={200: {"model": Shutdown}, **errors(400, 401, 403)},
 )
 async def shutdown(request: Request) -> Response:
     """As SIGTERM: new requests are refused, answers under way have `grace_seconds`, then the
     process ends with exit code 0. A service manager that restarts crashed servers leaves it off.
-    To ask again changes nothing."""
+    To ask again changes nothing. A program that has the router in it is not ended: a 400."""
     service, state = service_of(request), request.app.state
     body = {"object": "server.shutdown", "grace_seconds": service.settings.server.grace_seconds}
+    if state.end is None:
+        raise InvalidRequest(
+            "This router is part of a program, and only that program can end it.",
+            code="not_a_server",
+        )
     # A second signal would end the answers under way at once.
     again = service.status().stopping or getattr(state, "told_to_end", False)
     state.told_to_end = True
-    return _json(body, None if again else BackgroundTask(os.kill, os.getpid(), signal.SIGTERM))
+    return _json(body, None if again else BackgroundTask(state.end))
 
 
 def _name(action: ModelAction) -> str:

@@ -18,6 +18,7 @@ class ModelInUse(ModelObject):
 
 
 class RequestUnderWay(Answer):
+    number: int = Field(description="Its own, since the start: clients may use an id again.")
     id: str = Field(description="The X-Request-ID of its answer.")
     kind: Literal["chat", "completion", "embedding"]
     model: str | None
@@ -26,7 +27,7 @@ class RequestUnderWay(Answer):
     began: float = Field(description="Seconds since the epoch.")
     seconds: float
     prompt_tokens: int
-    max_tokens: int
+    max_tokens: int = Field(description="Of all choices together.")
     completion_tokens: int
     tokens_per_second: float
 

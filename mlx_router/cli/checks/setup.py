@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlx_router.cli.address import AddressUnusable, base_url, bind
+from mlx_router.cli.address import AddressUnusable, asked_at, base_url, bind
 from mlx_router.cli.checks.finding import Finding, Level, Patient
+from mlx_router.cli.copies import is_incomplete, is_linked
 from mlx_router.cli.summary import short
 from mlx_router.cli.terminal import gigabytes
-from mlx_router.domain import GIB
+from mlx_router.domain import GIB, ModelCard
 
 SHOWN = 10  # models with problems
 LOG_BYTES = 100 * 2**20
@@ -57,16 +58,27 @@ def models(patient: Patient) -> Iterator[Finding]:
     else:
         fix = "`mlx-router pull mlx-community/Qwen3-4B-Instruct-2507-4bit`, or try --demo"
         yield Finding("models", Level.WARNING, f"none that can be used in {listed}", fix)
-    fix = "fetch it again with `mlx-router pull` if files are missing, or remove its folder"
     for card in unusable[:SHOWN]:
         text = f"{card.id} cannot be used: {card.problem}".rstrip(".")
-        yield Finding("models", Level.WARNING, text, fix)
+        yield Finding("models", Level.WARNING, text, _remedy(card))
     if len(unusable) > SHOWN:
         text = f"{len(unusable) - SHOWN} more cannot be used"
         yield Finding("models", Level.WARNING, text, "`mlx-router models` has the reasons")
     notes = [note for note in patient.catalog.notes if not note.startswith("model directory ")]
     for note in notes[:SHOWN]:
         yield Finding("models", Level.WARNING, note.rstrip("."), "correct it, or remove the folder")
+
+
+def _remedy(card: ModelCard) -> str:
+    """What helps against a model's problem."""
+    problem = card.problem or ""
+    if is_linked(card.path):
+        return "it is linked from another program: complete it there, or remove the links"
+    if is_incomplete(problem):
+        return f"fetch it again with `mlx-router pull {card.id}`, or remove its folder"
+    if "does not support" in problem:
+        return f"there is nothing to fetch: update MLX Router, or remove {short(card.path)}"
+    return f"correct it, or remove {short(card.path)}"
 
 
 def folders(patient: Patient) -> Iterator[Finding]:
@@ -112,8 +124,7 @@ def address(patient: Patient) -> Iterator[Finding]:
         yield Finding("address", Level.OK, f"{ip} port {port} is free")
         return
     try:
-        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)  # noqa: S104
-        health = Remote(base_url(here, port)).get("/health", timeout=ANSWER_SECONDS)
+        health = Remote(base_url(asked_at(ip), port)).get("/health", timeout=ANSWER_SECONDS)
     except ServerRefused:
         health = None
     if isinstance(health, dict) and {"status", "version", "current_model"} <= health.keys():

@@ -109,6 +109,9 @@ class _Conversion:
         self._top(root)
         if isinstance(root.get("server"), dict):
             self._top(root["server"])
+        elif root.get("server") is not None:
+            said = f"{_shown(root['server'])} is no section with keys; it was left out"
+            self._wrong(root.lines["server"], "server", said)
         self._groups(root)
         for number, model in enumerate(root["models"], start=1):
             if isinstance(model, Mapping):

@@ -1,6 +1,7 @@
 // Requests to the server this page came from, with the API key if there is one.
 
 const KEY = "mlx-router-key";
+const PRINTABLE = /^[\x21-\x7e]+$/;
 
 let key = null;
 try {
@@ -8,6 +9,11 @@ try {
 } catch {
   // No storage: the key is kept for as long as the page is open.
 }
+
+/** Said of a key that no header can carry. */
+export const NOT_A_KEY = "A key has only letters, digits and signs of ASCII, and no spaces: copy it again.";
+
+export const isKey = (text) => PRINTABLE.test(text);
 
 export const hasKey = () => key !== null;
 
@@ -38,6 +44,7 @@ export function onKeyNeeded(callback) {
 
 /** `path` is without the leading slash. With a body: a POST of JSON. Throws ServerError. */
 export async function request(path, { body, signal } = {}) {
+  if (key !== null && !isKey(key)) throw refused(new ServerError(NOT_A_KEY, 401));
   const headers = {};
   if (key !== null) headers.authorization = `Bearer ${key}`;
   const options = { headers, signal, cache: "no-store" };
@@ -55,9 +62,12 @@ export async function request(path, { body, signal } = {}) {
     throw new ServerError("The server does not answer.");
   }
   if (response.ok) return response;
-  const error = new ServerError(await messageOf(response), response.status);
+  throw refused(new ServerError(await messageOf(response), response.status));
+}
+
+function refused(error) {
   if (error.status === 401) keyIsNeeded(error.message);
-  throw error;
+  return error;
 }
 
 async function messageOf(response) {

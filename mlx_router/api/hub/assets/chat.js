@@ -105,7 +105,7 @@ async function send() {
   }
   if (asked.isConnected) {
     // What was not answered is no part of the conversation; it can be sent again.
-    if (answer.failed && !answer.text) {
+    if (!answer.text) {
       $("message").value ||= text;
       if (!attached().length) setAttached(files);
     } else messages.push({ role: "user", content }, { role: "assistant", content: answer.text });
@@ -139,7 +139,6 @@ function showBusy(busy) {
 /** An answer on the page, while it is written. */
 class Answer {
   text = "";
-  failed = false;
   #thoughts = "";
   #reason = "stop";
   #usage = null;
@@ -200,7 +199,6 @@ class Answer {
   }
 
   fail(message) {
-    this.failed = true;
     setText(this.note, "");
     this.turn.append(el("p", { class: "turn-error" }, message));
     $("turns").scrollTop = $("turns").scrollHeight;

@@ -48,19 +48,20 @@ const lists = new WeakMap();
 export function follow(parent, items, keyOf, create, update) {
   const known = lists.get(parent) ?? new Map();
   lists.set(parent, known);
-  const gone = new Set(known.keys());
+  const keys = new Set(items.map(keyOf));
+  // First: a node that has to make way for its neighbour is put in anew, and loses the focus.
+  for (const [key, { node }] of known) {
+    if (keys.has(key)) continue;
+    node.remove();
+    known.delete(key);
+  }
   let place = parent.firstElementChild;
   for (const item of items) {
     const key = keyOf(item);
-    gone.delete(key);
     if (!known.has(key)) known.set(key, create(item));
     const shown = known.get(key);
     update(shown, item);
     if (shown.node === place) place = place.nextElementSibling;
     else parent.insertBefore(shown.node, place);
-  }
-  for (const key of gone) {
-    known.get(key).node.remove();
-    known.delete(key);
   }
 }

@@ -51,6 +51,7 @@ export function watch(handlers) {
 
   async function run() {
     for (;;) {
+      while (document.hidden) await until(null); // in the background it costs the server nothing
       let message = "Connection lost.";
       let wait = Math.min(2 ** broken, LONGEST_WAIT_SECONDS);
       try {
@@ -59,17 +60,14 @@ export function watch(handlers) {
         if (error instanceof ServerError) message = error.message;
         if (error.status === 401) wait = null;
       }
-      if (document.hidden) await until(null);
-      else {
-        handlers.lost(message, wait);
-        broken += 1;
-        await until(wait);
-      }
+      if (document.hidden) continue;
+      handlers.lost(message, wait);
+      broken += 1;
+      await until(wait);
     }
   }
 
   document.addEventListener("visibilitychange", () => {
-    // A page in the background costs the server nothing.
     if (document.hidden) controller?.abort();
     else wake();
   });

@@ -39,6 +39,7 @@ export function beginLog() {
 export function addLines(added) {
   if (fresh) {
     fresh = false;
+    missed = []; // they are among these, too
     const newest = lines.at(-1)?.line;
     const known = newest && added.some((line) => line.number === newest.number && line.time === newest.time);
     if (known) added = added.filter((line) => line.number > newest.number);

@@ -1,6 +1,6 @@
 // Puts the page together: what comes in goes to the sections.
 
-import { hasKey, onKeyNeeded, useKey } from "./api.js";
+import { hasKey, isKey, NOT_A_KEY, onKeyNeeded, useKey } from "./api.js";
 import { setUpChat, showChatModels } from "./chat.js";
 import { $, announce, setAttribute, setText, svg } from "./dom.js";
 import { count, duration, plural, speed } from "./format.js";
@@ -46,8 +46,15 @@ onKeyNeeded((message) => {
   if (!$("key-dialog").open) $("key-dialog").showModal();
 });
 
-$("key-form").addEventListener("submit", () => {
-  useKey($("key").value.trim());
+$("key-form").addEventListener("submit", (event) => {
+  const key = $("key").value.trim();
+  if (!isKey(key)) {
+    event.preventDefault(); // the dialog stays open
+    setText($("key-message"), NOT_A_KEY);
+    $("key").focus();
+    return;
+  }
+  useKey(key);
   $("key").value = "";
   retry();
 });
@@ -61,8 +68,10 @@ $("forget-key").addEventListener("click", () => {
 
 const speeds = [];
 let health = null;
+let models = []; // told again only when they change
 
 function showStatus(status) {
+  models = status.models ??= models;
   setText($("version"), status.version);
   setText($("uptime"), `up ${duration(status.uptime_seconds)}`);
   setHealth(status.status);
@@ -77,10 +86,10 @@ function showStatus(status) {
   setText($("speed-note"), `${plural(status.completion_tokens, "token")} since the start`);
   setText($("active"), count(requests.length));
   setText($("active-note"), `${count(waiting)} waiting, ${plural(status.request_count, "request")} since the start`);
-  const current = status.models.find((model) => model.id === status.current_model);
+  const current = models.find((model) => model.id === status.current_model);
   setText($("current"), current ? current.id.slice(current.id.lastIndexOf("/") + 1) : "None");
   setAttribute($("current"), "title", status.current_model);
-  const loaded = status.models.filter((model) => model.state === "ready").length;
+  const loaded = models.filter((model) => model.state === "ready").length;
   setText($("current-note"), `${plural(loaded, "model")} loaded`);
   spark(status.tokens_per_second);
 

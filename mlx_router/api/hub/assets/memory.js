@@ -5,6 +5,7 @@ import { clock, gigabytes } from "./format.js";
 
 const LEVELS = ["moderate", "high", "critical"];
 const HOUR = 3600;
+const KEPT = 720; // an hour of them
 const SHORTEST = 60; // seconds that the chart spans at least
 const STEPS = [15, 30, 60, 120, 300, 600, 900];
 const LEFT = 46;
@@ -39,7 +40,10 @@ export function beginMemory() {
 }
 
 export function addPoints(added) {
-  points = [...points, ...added].filter((point) => point.time > added.at(-1).time - HOUR);
+  points = [...points, ...added].sort((one, other) => one.number - other.number).slice(-KEPT);
+  // The clock may have been set, or the machine may have slept.
+  const now = points.at(-1).time;
+  points = points.filter((point) => Math.abs(now - point.time) < HOUR);
   draw();
 }
 
@@ -60,8 +64,9 @@ export function showMemory(now) {
 function scales() {
   const width = $("chart").clientWidth;
   if (!status || !points.length || width < 100) return null;
-  const end = points.at(-1).time;
-  const begin = Math.min(points[0].time, end - SHORTEST);
+  const times = points.map((point) => point.time);
+  const end = Math.max(...times);
+  const begin = Math.min(...times, end - SHORTEST);
   const most = niceMost(Math.max(status.memory.total_gb, 0.1));
   const right = width - 2;
   return {

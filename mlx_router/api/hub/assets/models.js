@@ -15,7 +15,7 @@ const WORDS = {
 };
 const ON_THE_WAY = new Set(["queued", "loading", "unloading"]);
 
-const problems = new Map(); // model -> what the server said to the latest click
+const problems = new Map(); // model -> {message, state}: the answer to the latest click, and the state at that click
 const clicked = new Map(); // model -> the action under way
 let latest = null;
 
@@ -31,6 +31,7 @@ export function showModels(status) {
 function show(status) {
   if (status === null) return;
   const { models } = status;
+  forgetProblems(models);
   const many = models.length > MANY;
   const wanted = many ? $("models-filter").value.trim().toLowerCase() : "";
   const found = models.filter((model) => described(model).includes(wanted));
@@ -44,6 +45,15 @@ function show(status) {
     models.length ? `No model matches "${wanted}".` : "No models yet. Put one into the model directory: it is found without a restart.",
   );
   follow($("models-rows"), found, (model) => model.id, create, (row, model) => update(row, model, status));
+}
+
+/** An error is over when its model has come into another state, or is gone. */
+function forgetProblems(models) {
+  for (const [id, { state }] of problems) {
+    const now = models.find((model) => model.id === id)?.state;
+    // A load that fails passes through states of its own.
+    if (now !== state && !ON_THE_WAY.has(now)) problems.delete(id);
+  }
 }
 
 function described(model) {
@@ -131,7 +141,7 @@ function update(row, model, status) {
   setAttribute(row.pin, "aria-pressed", String(model.pinned));
   setAttribute(row.pin, "title", "A pinned model stays in memory once it is loaded");
 
-  const problem = problems.get(model.id) ?? model.problem;
+  const problem = problems.get(model.id)?.message ?? model.problem;
   const why = problem ?? (blocked ? model.memory_requirements.load_status_reason : "");
   row.why.hidden = !why;
   row.why.classList.toggle("bad", Boolean(problem));
@@ -143,6 +153,7 @@ const DOING = { load: "Loading", unload: "Unloading" };
 async function act(action, model, more = {}) {
   if (clicked.has(model)) return;
   problems.delete(model);
+  const state = latest.models.find((one) => one.id === model)?.state;
   if (action in DOING) clicked.set(model, DOING[action]);
   show(latest);
   try {
@@ -151,7 +162,7 @@ async function act(action, model, more = {}) {
     Object.assign(latest.models.find((one) => one.id === model) ?? {}, now);
     announce(action === "pin" ? `${model} is ${now.pinned ? "pinned" : "no longer pinned"}` : `${model}: ${WORDS[now.state]}`);
   } catch (error) {
-    problems.set(model, error.message);
+    problems.set(model, { message: error.message, state });
     announce(error.message);
   } finally {
     clicked.delete(model);

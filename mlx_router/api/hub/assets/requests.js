@@ -11,9 +11,8 @@ export function showRequests(status) {
   setText($("requests-count"), requests.length ? `${requests.length - waiting} running, ${waiting} waiting` : "");
   $("requests-table").hidden = requests.length === 0;
   $("requests-empty").hidden = requests.length > 0;
-  // A client may use one id for several requests.
-  const key = (request) => `${request.id} ${request.began}`;
-  follow($("requests-rows"), requests, key, create, update);
+  // Not the id: a client may use one for several requests.
+  follow($("requests-rows"), requests, (request) => request.number, create, update);
 }
 
 function create(request) {
