@@ -66,7 +66,7 @@ def hostile() -> Iterator[tuple[str, dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("hostile")
-    config = {"media": {"pdf_timeout": 20.0, "fetch_timeout": 5.0}}
+    config = {"media": {"pdf_timeout": 8.0, "fetch_timeout": 2.0}}
     with ServerProcess(folder, "--engine", "scripted", config=config, models=folder) as server:
         yield server
 
@@ -130,7 +130,7 @@ def test_hostile_files_are_refused_while_everybody_else_is_served(server: Server
     assert server.process is not None
     good(server)
     assert not any(refusal(server, name, {"url": url}) for name, url in URLS.items())
-    items = list(hostile())
+    items = list(hostile())[::3]  # each of them is refused in tests of the loader
     before = server.usage()
     with Polls(server.base) as polls, ThreadPoolExecutor(2) as clients:
         wrong = list(clients.map(lambda item: refusal(server, *item), items))

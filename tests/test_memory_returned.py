@@ -20,7 +20,7 @@ from tests.models import make_model
 from tests.server import ServerProcess, Usage
 from tests.soak import SCALE, times
 
-SWAPS = times(32)
+SWAPS = times(24)
 MB = 10**6
 
 

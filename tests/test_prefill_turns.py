@@ -276,7 +276,7 @@ def test_prompts_that_come_just_after_the_first_are_computed_a_few_at_a_time_not
 ) -> None:
     """How fast prompts are computed is known from the first one, which was alone."""
     engine = start(prefill_step_size=2048)
-    jobs = [make_job(number, words(40, start=number), 60) for number in range(24)]
+    jobs = [make_job(number, words(40, start=number), 12) for number in range(12)]
     engine.add(jobs[0])
     results = [*engine.step()]  # nothing else was known of the model's speed
     engine.add(*jobs[1:])

@@ -51,7 +51,7 @@ def plain(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def ask(manager: MLXModelManager, kind: str, messages: list[dict[str, Any]]) -> tuple[str, Any]:
-    answer = manager.chat(messages, model=f"tiny/{kind}", tools=TOOLS, max_tokens=16, temperature=0)
+    answer = manager.chat(messages, model=f"tiny/{kind}", tools=TOOLS, max_tokens=8, temperature=0)
     return answer.content, answer.usage
 
 

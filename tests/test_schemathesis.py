@@ -88,7 +88,7 @@ def session() -> Iterator[requests.Session]:
 
 @SCHEMA.parametrize()
 @settings(
-    max_examples=25,
+    max_examples=15,
     derandomize=True,
     deadline=None,
     database=None,

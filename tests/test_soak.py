@@ -22,9 +22,9 @@ from tests.soak import SCALE, times
 from tests.test_lifecycle import active_requests, events
 from tests.waiting import until_sync
 
-SETTLING_SECONDS, SECONDS = 8.0, 12.0 * SCALE
+SETTLING_SECONDS, SECONDS = 6.0, 9.0 * SCALE
 CLIENTS = 8
-DISCONNECTS = times(400)
+DISCONNECTS = times(300)
 
 TEXT_MODELS = ("llama", "qwen3")
 PROMPTS = ("Hello", "What is the capital of Norway?", "Count from one to nine.")

@@ -155,11 +155,6 @@ def test_an_image_by_curl(server: ServerProcess, site: str, home: Path) -> None:
     assert answer["usage"]["prompt_tokens"] == tokens(server, *shown)
 
 
-def test_the_readme_has_the_same_example() -> None:
-    (in_the_readme,) = blocks("README.md", "Images and PDFs", "sh")
-    assert in_the_readme == blocks("docs/vision.md", "With curl", "sh")[0]
-
-
 def test_named_pages_of_a_pdf_by_curl(server: ServerProcess, site: str, home: Path) -> None:
     code = blocks("docs/vision.md", "With curl", "sh")[1]
     answer = curl(code, server, site, home)
