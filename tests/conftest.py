@@ -32,7 +32,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # Files that take longest come first: else one worker ends alone with one of them.
-_LONGEST = ("test_benchmarks", "test_vision_engine", "test_soak", "test_downloads")
+_LONGEST = (
+    *("test_benchmarks", "test_vision_engine", "test_soak", "test_downloads"),
+    *("test_vision_reuse", "test_vision_model", "test_vision_requests", "test_vision_start"),
+    *("test_vision_correctness", "test_vision_serial", "test_vision_models_fixture"),
+)
 
 
 def pytest_configure() -> None:

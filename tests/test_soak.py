@@ -22,7 +22,7 @@ from tests.soak import SCALE, times
 from tests.test_lifecycle import active_requests, events
 from tests.waiting import until_sync
 
-SETTLING_SECONDS, SECONDS = 6.0, 9.0 * SCALE
+SETTLING_SECONDS, SECONDS = 10.0, 12.0 * SCALE
 CLIENTS = 8
 DISCONNECTS = times(300)
 
