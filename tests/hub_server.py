@@ -17,6 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
+from mlx_router.downloads import transfer
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_letmein"
 WAIT_SECONDS = 60.0
@@ -238,3 +243,22 @@ def _is_large(file: str) -> bool:
 def _git_sha1(content: bytes) -> str:
     header = b"blob %d\0" % len(content)
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
+
+
+@contextmanager
+def hub_in_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that this process, and those that it starts, take for the real one. What its library
+    keeps for itself goes to ``folder``."""
+    server = HubServer()
+    with server.serving():
+        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(folder / "huggingface"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr(transfer, "_FIRST_PAUSE", 0.01)
+        yield server

@@ -35,7 +35,7 @@ from mlx_router.errors import RouterError
 from mlx_router.runtime.admission import check_sight
 from tests.api_support import USER, FakeManager, client_for, settings
 from tests.documents import ROOT
-from tests.hub_server import HubServer
+from tests.hub_server import hub_in_use
 from tests.media_support import data_uri
 from tests.server import ServerProcess, free_port
 from tests.test_api_media_clients import make_pdf
@@ -140,19 +140,12 @@ def too_large(world: World) -> list[str]:
 
 def not_downloaded(world: World) -> list[str]:
     said = [message(world.ask("some/model"))]
-    hub = HubServer()
-    hub.add("tiny/gated", DEMO)
-    hub.add("tiny/free", DEMO)
-    hub.repos["tiny/gated"].problem = "GatedRepo"
     patch = world.monkeypatch
     config = {"allow_downloads": True, "state_directory": str(world.folder / "state")}
-    with hub.serving():
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patch.setattr(constants, "ENDPOINT", hub.address)
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_TOKEN_PATH", str(world.folder / "token"))
-        patch.delenv("HF_TOKEN", raising=False)
+    with hub_in_use(world.folder, patch) as hub:
+        hub.add("tiny/gated", DEMO)
+        hub.add("tiny/free", DEMO)
+        hub.repos["tiny/gated"].problem = "GatedRepo"
         manager = MLXModelManager(
             Settings.model_validate({"defaults": config}), model_directory=world.folder
         )

@@ -18,8 +18,8 @@ from huggingface_hub import constants
 
 import mlx_router
 from mlx_router.cli.main import main
-from mlx_router.downloads import job, transfer
-from tests.hub_server import COMMIT, TOKEN, Gate, HubServer
+from mlx_router.downloads import job
+from tests.hub_server import COMMIT, TOKEN, Gate, HubServer, hub_in_use
 from tests.waiting import until_sync
 
 MODEL = "mlx-community/Qwen3-Tiny-4bit"
@@ -37,19 +37,8 @@ def source() -> Path:
 @pytest.fixture
 def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub that has MODEL, for this process and for those that it starts."""
-    server = HubServer()
-    server.add(MODEL, source)
-    with server.serving():
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(transfer, "_FIRST_PAUSE", 0.01)
+    with hub_in_use(tmp_path, monkeypatch) as server:
+        server.add(MODEL, source)
         yield server
 
 

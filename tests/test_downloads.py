@@ -45,7 +45,7 @@ from mlx_router.errors import (
 )
 from tests.api_support import FakeManager, client_for, fails, post, says
 from tests.embedding_models import make_embedding_model
-from tests.hub_server import COMMIT, TOKEN, Gate, HubServer
+from tests.hub_server import COMMIT, TOKEN, Gate, HubServer, hub_in_use
 from tests.models import add_remote_code, copy_model, make_model
 from tests.server import ServerProcess
 from tests.waiting import until_sync
@@ -69,19 +69,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub that has MODEL, for this process and for server processes that it starts."""
-    server = HubServer()
-    server.add(MODEL, source)
-    with server.serving():
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(transfer, "_FIRST_PAUSE", 0.01)
+    with hub_in_use(tmp_path, monkeypatch) as server:
+        server.add(MODEL, source)
         yield server
 
 

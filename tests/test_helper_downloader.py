@@ -13,16 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 import mlx_router
 from mlx_router.cli.copies import put_in_place
 from mlx_router.cli.terminal import Terminal
 from mlx_router.domain import ModelCard
 from mlx_router.downloads import hub as hub_client
-from mlx_router.downloads import transfer
 from tests.helper_support import HELPERS, Tool, helper_module
-from tests.hub_server import COMMIT, Gate, HubServer
+from tests.hub_server import COMMIT, Gate, HubServer, hub_in_use
 from tests.models import add_remote_code, copy_model, make_model, truncate_shard
 from tests.waiting import until_sync
 
@@ -44,19 +42,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub that has MODEL, for this process and those that it starts."""
-    server = HubServer()
-    server.add(MODEL, source)
-    with server.serving():
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(transfer, "_FIRST_PAUSE", 0.01)
+    with hub_in_use(tmp_path, monkeypatch) as server:
+        server.add(MODEL, source)
         yield server
 
 

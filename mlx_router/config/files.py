@@ -10,6 +10,18 @@ from pathlib import Path
 from mlx_router.errors import ConfigError
 
 
+def read_text(path: Path) -> str:
+    """The content of a text file. Raises ConfigError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the file") from None
+
+
 def expanded(path: str | Path) -> Path:
     """A path with its ``~`` or ``~user`` replaced. Raises ConfigError if there is no such user."""
     try:

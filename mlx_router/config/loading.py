@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from mlx_router.config.files import expanded
+from mlx_router.config.files import expanded, read_text
 from mlx_router.config.problems import Location, problem_lines
 from mlx_router.config.settings import Settings
 from mlx_router.errors import ConfigError
@@ -63,14 +63,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises ConfigError, with line and column if the JSON is at fault.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the file") from None
+    text = read_text(path)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         section = dict(pairs)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mlx_router.config.files import read_text
 from mlx_router.errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -56,17 +57,10 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 def read_yaml(path: Path) -> Mapping:
     """The file's content. Raises ConfigError, with line and column where the YAML is at fault."""
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the file") from None
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: has {len(content):,} bytes; is it a config? Name another file")
+    text = read_text(path)
+    size = len(text.encode())
+    if size > MAX_BYTES:
+        raise ConfigError(f"{path}: has {size:,} bytes; is it a config? Name another file")
     try:
         found = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
     except yaml.MarkedYAMLError as error:
